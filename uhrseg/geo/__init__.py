@@ -1,0 +1,1 @@
+"""Rasters, windows, labels and polygons: numpy, odc-geo and rasterio, no torch."""
