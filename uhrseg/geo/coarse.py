@@ -1,0 +1,205 @@
+"""The coarse grid: every context window is a slice of it, and the scene's mean is read off it.
+
+A cell is the mean of the valid pixels of its block of ``factor`` x ``factor`` pixels, anchored at the scene's
+origin. Overviews in the file are never used: nobody can tell how they were made.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
+from rasterio.shutil import delete
+from rasterio.windows import Window
+
+from uhrseg.errors import RunError
+from uhrseg.geo.bands import Derived
+from uhrseg.geo.plan import coarse_geobox, shifted
+from uhrseg.geo.scene import Scene
+
+__all__ = ["Coarse", "block_means", "build_coarse"]
+
+_IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
+_BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
+_CELL_BYTES = 4
+
+
+class Coarse:
+    """The coarse grid of a scene's derived bands, and `padding`.
+
+    `padding` (C,) float32 is what invalid and outside pixels take: the scene's mean for raw bands, 0 for relief.
+    Without a context factor there is no grid and `read` must not be called. Use it as a context manager, or call
+    `close`, which removes the grid's file.
+    """
+
+    def __init__(self, padding: NDArray[np.float32], path: str | None) -> None:
+        self.padding = padding
+        self._path = path
+        self._grid = Scene.open(path) if path else None
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Grid of the cells."""
+        return self._scene.geobox
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """One name per channel."""
+        return self._scene.bands
+
+    @property
+    def _scene(self) -> Scene:
+        assert self._grid is not None, "a single-scale model has no context"
+        return self._grid
+
+    def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Cells of `geobox`: array (C, Y, X) and valid (Y, X)."""
+        return self._scene.read(geobox)
+
+    def close(self) -> None:
+        """Remove the grid's file."""
+        if self._path:
+            delete(self._path, driver="GTiff")
+            self._path = None
+
+    def __enter__(self) -> Coarse:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def build_coarse(
+    derived: Derived,
+    factor: int | None,
+    folder: Path | None = None,
+    how: Literal["average", "decimate"] = "average",
+    progress: Callable[[int, int], None] | None = None,
+) -> Coarse:
+    """Build the coarse grid and the padding by one streaming pass over the scene.
+
+    Grids up to 64 MB stay in memory, larger ones go to a file in `folder` (None: always in memory). With `factor`
+    None only the padding is computed, and nothing is read when all bands are relief. `how` = "decimate" takes the
+    first pixel of each block, for checkpoints that were trained so. Raises `RunError` when a read or write fails.
+    """
+    if factor is None:
+        everything = all(derived.is_zero_mean)
+        return Coarse(np.zeros(len(derived.bands), np.float32) if everything else _scene_mean(derived), None)
+    grid = coarse_geobox(derived.geobox, factor)
+    path = _grid_path(grid, len(derived.bands), folder)
+    sums = _Sums(len(derived.bands))
+    try:
+        _write_grid(path, grid, derived, factor, how, sums, progress)
+    except RasterioError as error:
+        raise RunError(f"the coarse grid {path} cannot be written: {error}") from error
+    return Coarse(sums.padding(derived), path)
+
+
+class _Sums:
+    """Running float64 sums of the valid pixels, per channel."""
+
+    def __init__(self, channels: int) -> None:
+        self.total = np.zeros(channels)
+        self.count = 0
+
+    def add(self, array: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        self.total += array.sum(axis=(1, 2), dtype=np.float64)  # invalid pixels are 0
+        self.count += int(valid.sum())
+
+    def padding(self, derived: Derived) -> NDArray[np.float32]:
+        mean = self.total / max(self.count, 1)
+        return np.where(derived.is_zero_mean, 0, mean).astype(np.float32)
+
+
+def _scene_mean(derived: Derived) -> NDArray[np.float32]:
+    sums = _Sums(len(derived.bands))
+    for _, box in _blocks(derived, 1):
+        sums.add(*derived.read(box))
+    return sums.padding(derived)
+
+
+def _grid_path(grid: GeoBox, channels: int, folder: Path | None) -> str:
+    name = f"coarse-{uuid.uuid4().hex}.tif"
+    small = math.prod(grid.shape) * channels * _CELL_BYTES <= _IN_MEMORY
+    return f"/vsimem/{name}" if small or folder is None else str(folder / name)
+
+
+def _write_grid(
+    path: str,
+    grid: GeoBox,
+    derived: Derived,
+    factor: int,
+    how: Literal["average", "decimate"],
+    sums: _Sums,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    profile = {
+        "driver": "GTiff", "dtype": "float32", "nodata": math.nan, "count": len(derived.bands),
+        "height": grid.shape[0], "width": grid.shape[1], "transform": grid.affine,
+        "crs": grid.crs.to_wkt() if grid.crs else None,
+        "tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band", "bigtiff": "if_safer",
+    }  # fmt: skip
+    blocks = list(_blocks(derived, factor))
+    with rasterio.open(path, "w", **profile) as out:
+        for done, ((row, col), box) in enumerate(blocks, start=1):
+            array, valid = derived.read(box)
+            sums.add(array, valid)
+            cells = block_means(array, valid, factor) if how == "average" else _first_pixels(array, valid, factor)
+            window = Window(col // factor, row // factor, cells.shape[2], cells.shape[1])
+            out.write(cells, window=window)
+            if progress:
+                progress(done, len(blocks))
+
+
+def _blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int], GeoBox]]:
+    """Boxes that cover the scene once, aligned to cells, each with its (row, col), shaped after the file's blocks."""
+    height, width = derived.geobox.shape
+    tile = getattr(derived.scene, "block", (1, width))
+    side = math.isqrt(_BLOCK_PIXELS)
+    # A file of strips is read in full-width bands, a tiled one in squares: either way each block is decoded once.
+    cols = width if tile[1] >= width else _multiple(max(side, tile[1]), tile[1])
+    rows = max(_BLOCK_PIXELS // max(cols, 1), 1)
+    rows = _multiple(rows, max(factor, 16) if tile[1] >= width else tile[0])
+    rows, cols = _multiple(rows, factor), _multiple(cols, factor)
+    for y in range(0, height, rows):
+        for x in range(0, width, cols):
+            yield (y, x), shifted(derived.geobox, y, x, (min(rows, height - y), min(cols, width - x)))
+
+
+def _multiple(value: int, of: int) -> int:
+    return math.ceil(value / of) * of
+
+
+def block_means(
+    array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int
+) -> NDArray[np.float32]:
+    """Mean of the valid pixels of each `factor` x `factor` block: (C, Y, X) -> (C, ceil(Y/f), ceil(X/f)), NaN if none.
+
+    Pixels are added one phase after the other, in float64, so that the result does not depend on the array's size.
+    """
+    shape = (math.ceil(array.shape[1] / factor), math.ceil(array.shape[2] / factor))
+    total = np.zeros((array.shape[0], *shape))
+    count = np.zeros(shape, dtype=np.int64)
+    for y in range(min(factor, array.shape[1])):
+        for x in range(min(factor, array.shape[2])):
+            part = array[:, y::factor, x::factor]
+            good = valid[y::factor, x::factor]
+            inside = np.s_[: part.shape[1], : part.shape[2]]
+            total[(slice(None), *inside)] += np.where(good, part, 0)
+            count[inside] += good
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total / np.where(count, count, np.nan)).astype(np.float32)
+
+
+def _first_pixels(
+    array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int
+) -> NDArray[np.float32]:
+    return np.where(valid[::factor, ::factor], array[:, ::factor, ::factor], np.float32(np.nan))

@@ -1,0 +1,378 @@
+"""Scenes: one or many raster files seen on one grid.
+
+GDAL's own rules decide what is nodata (https://gdal.org/en/stable/development/rfc/rfc15_nodatabitmask.html): a
+nodata value, a mask band or an alpha band; values that are not finite are nodata too.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj import Geod, Transformer
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.windows import Window
+
+from uhrseg.errors import InputError, RunError
+from uhrseg.geo.network import is_remote, refuse_hidden_network
+from uhrseg.geo.plan import pixel_offset, shifted
+
+__all__ = ["RASTER_SUFFIXES", "Readable", "Scene", "gdal_settings", "ground_sampling_distance"]
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg", ".asc", ".bil", ".hgt")
+"""Suffixes looked for when a source is a folder."""
+
+_OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
+
+
+class Readable(Protocol):
+    """Anything that gives pixels for a box: a scene, its derived bands, its coarse grid.
+
+    `read` takes a box on the same pixel lattice (it may reach outside) and returns ``array`` (C, Y, X) float32, 0
+    where invalid, and ``valid`` (Y, X), true where every band is. It is safe to call from several threads.
+    """
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Grid of the whole raster; its CRS may be None, and it may be rotated or south-up."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """One name per channel."""
+
+    def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Pixels of `geobox`: array (C, Y, X) and valid (Y, X)."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file of a scene: where it lies on the scene's grid, and how its values are to be read."""
+
+    path: str
+    row: int
+    col: int
+    height: int
+    width: int
+    bidx: tuple[int, ...]
+    nodata: float | None  # given by the user; None: what the file says
+    masked: bool  # whether GDAL has a mask for any of the bands
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+
+
+class Scene:
+    """One or many rasters on one grid; see `Readable` for `read`.
+
+    Where files overlap, the first valid pixel in name order wins. Nothing is read until `read` is called, and each
+    thread opens its own handles. Build it with `Scene.open`.
+    """
+
+    def __init__(
+        self, files: tuple[_File, ...], geobox: GeoBox, bands: tuple[str, ...], block: tuple[int, int], dtype: str
+    ) -> None:
+        self.files = files
+        self.geobox = geobox
+        self.bands = bands
+        self.block = block
+        self.dtype = dtype
+        self._handles = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_handles"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _handles=threading.local())
+
+    @classmethod
+    def open(
+        cls,
+        sources: str | Path | Sequence[str | Path],
+        bidx: Sequence[int] | None = None,
+        nodata: float | None = None,
+        allow_network: bool = False,
+    ) -> Scene:
+        """Open files, a folder, a glob or URLs as one scene.
+
+        `bidx` picks bands, 1-based (default: all but alpha); `nodata` overrides what the files say. Raises
+        `InputError` for files GDAL cannot open, without a geotransform, with complex or palette values, or that
+        disagree in CRS, grid, bands or dtype; and for local files that refer to the network without `allow_network`.
+        """
+        paths = _resolve(sources)
+        if not allow_network:
+            for path in paths:
+                refuse_hidden_network(path)
+        first: _Opened | None = None
+        opened: list[_Opened] = []
+        for path in paths:
+            one = _examine(path, bidx, nodata)
+            first = first or one
+            _must_agree(first, one)
+            opened.append(one)
+        assert first is not None, "_resolve returns at least one path"
+        geobox, places = _union([one.geobox for one in opened])
+        files = tuple(
+            _File(o.path, row, col, *o.geobox.shape, o.bidx, nodata, o.masked, o.scales, o.offsets)
+            for o, (row, col) in zip(opened, places, strict=True)
+        )
+        return cls(files, geobox, first.bands, first.block, first.dtype)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files, in the order in which they win."""
+        return tuple(f.path for f in self.files)
+
+    @property
+    def gsd_m(self) -> tuple[float, float] | None:
+        """Ground sampling distance (y, x) in metres at the scene's centre; None without a CRS."""
+        return ground_sampling_distance(self.geobox)
+
+    def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Pixels of `geobox`; see `Readable`. Raises `RunError` naming the file when GDAL cannot read it."""
+        row, col = pixel_offset(self.geobox, geobox)
+        height, width = geobox.shape
+        array = np.zeros((len(self.bands), height, width), dtype=np.float32)  # (C, Y, X)
+        valid = np.zeros((height, width), dtype=np.bool_)  # (Y, X)
+        for file in self.files:
+            rows = _overlap(row, height, file.row, file.height)
+            cols = _overlap(col, width, file.col, file.width)
+            if rows is None or cols is None:
+                continue
+            target = np.s_[rows[0] : rows[0] + rows[2], cols[0] : cols[0] + cols[2]]
+            if valid[target].all():
+                continue
+            values, good = self._read_file(file, Window(cols[1], rows[1], cols[2], rows[2]))
+            good &= ~valid[target]
+            np.copyto(array[(slice(None), *target)], values, where=good)
+            valid[target] |= good
+        return array, valid
+
+    def _read_file(self, file: _File, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        dataset = self._handle(file.path)
+        try:
+            values = dataset.read(file.bidx, window=window)  # (C, Y, X)
+            good = np.ones(values.shape[1:], dtype=np.bool_)
+            if file.nodata is not None:
+                good &= (values != file.nodata).all(axis=0)
+            elif file.masked:
+                good &= dataset.read_masks(file.bidx, window=window).all(axis=0)
+        except RasterioError as error:
+            raise RunError(f"{file.path} cannot be read at {window}: {error}") from error
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = values.astype(np.float32, copy=False)
+            if any(s != 1 for s in file.scales) or any(o != 0 for o in file.offsets):
+                scaled = scaled * _column(file.scales) + _column(file.offsets)
+        if values.dtype.kind == "f":
+            good &= np.isfinite(scaled).all(axis=0)
+        return scaled, good
+
+    def _handle(self, path: str) -> rasterio.DatasetReader:
+        handles = self._handles.__dict__.setdefault("files", OrderedDict())
+        if path not in handles:
+            if len(handles) >= _OPEN_FILES:
+                handles.popitem(last=False)[1].close()
+            handles[path] = _open(path)
+        handles.move_to_end(path)
+        return handles[path]
+
+
+def ground_sampling_distance(geobox: GeoBox) -> tuple[float, float] | None:
+    """Ground sampling distance (y, x) in metres at the box's centre; None without a CRS.
+
+    Geodesic on the CRS's ellipsoid for geographic CRS and for Web Mercator (whose metres are not ground metres),
+    planar times the CRS unit otherwise.
+    """
+    if geobox.crs is None:
+        return None
+    crs, affine = geobox.crs.proj, geobox.affine
+    if not crs.is_geographic and crs.to_epsg() != 3857:
+        unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+        return math.hypot(affine.b, affine.e) * unit, math.hypot(affine.a, affine.d) * unit
+    to_lonlat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    y, x = geobox.shape[0] / 2, geobox.shape[1] / 2
+    lon, lat = to_lonlat.transform(*zip(*(affine * p for p in ((x, y), (x + 1, y), (x, y + 1))), strict=True))
+    geod: Geod = crs.get_geod()
+    across = geod.inv(lon[0], lat[0], lon[1], lat[1])[2]
+    down = geod.inv(lon[0], lat[0], lon[2], lat[2])[2]
+    return float(down), float(across)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What one file says about itself."""
+
+    path: str
+    geobox: GeoBox
+    bidx: tuple[int, ...]
+    bands: tuple[str, ...]
+    dtype: str
+    masked: bool
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    block: tuple[int, int]
+
+
+def _resolve(sources: str | Path | Sequence[str | Path]) -> list[str]:
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    paths = [path for source in given for path in _expand(str(source))]
+    if not paths:
+        raise InputError("no source was given: name a raster, a folder or a glob")
+    return paths
+
+
+def _expand(source: str) -> list[str]:
+    if is_remote(source):
+        return [f"/vsicurl/{source}" if "://" in source else source]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in RASTER_SUFFIXES)
+        if not found:
+            raise InputError(f"{path} holds no raster ({', '.join(RASTER_SUFFIXES)})")
+        return found
+    if path.exists() or source.startswith("/vsi") or ":" in source:
+        return [str(path)]
+    found = sorted(glob.glob(str(path)))
+    if not found:
+        raise InputError(f"{source} does not exist")
+    return found
+
+
+def _open(path: str) -> rasterio.DatasetReader:
+    try:
+        return rasterio.open(path, sharing=False)
+    except RasterioIOError as error:
+        raise InputError(f"{path} cannot be opened as a raster: {error}") from error
+
+
+def _examine(path: str, bidx: Sequence[int] | None, nodata: float | None) -> _Opened:
+    with _open(path) as dataset:
+        bands = _choose_bands(dataset, path, bidx)
+        picked = [b - 1 for b in bands]
+        _must_be_numbers(dataset, path, picked)
+        flags = [dataset.mask_flag_enums[b] for b in picked]
+        return _Opened(
+            path=path,
+            geobox=_geobox(dataset, path),
+            bidx=bands,
+            bands=tuple(_band_name(dataset, b) for b in bands),
+            dtype=str(np.result_type(*(dataset.dtypes[b] for b in picked))),
+            masked=nodata is None and any(MaskFlags.all_valid not in f for f in flags),
+            scales=tuple(dataset.scales[b] for b in picked),
+            offsets=tuple(dataset.offsets[b] for b in picked),
+            block=dataset.block_shapes[picked[0]],
+        )
+
+
+def _choose_bands(dataset: rasterio.DatasetReader, path: str, bidx: Sequence[int] | None) -> tuple[int, ...]:
+    if dataset.count == 0:
+        names = [s for s in dataset.subdatasets[:3]]
+        hint = f": name one of its parts, e.g. {names[0]}" if names else ""
+        raise InputError(f"{path} has no bands{hint}")
+    if bidx is None:
+        return tuple(
+            i for i in dataset.indexes if dataset.colorinterp[i - 1] is not ColorInterp.alpha
+        ) or tuple(dataset.indexes)
+    outside = [b for b in bidx if b not in dataset.indexes]
+    if outside:
+        raise InputError(f"{path} has bands 1 to {dataset.count}, not {outside[0]}: correct --bidx")
+    return tuple(bidx)
+
+
+def _must_be_numbers(dataset: rasterio.DatasetReader, path: str, picked: list[int]) -> None:
+    for b in picked:
+        if dataset.dtypes[b].startswith("c"):
+            raise InputError(
+                f"{path} holds complex values ({dataset.dtypes[b]}): write its amplitude to a new file first"
+            )
+        if dataset.colorinterp[b] is ColorInterp.palette:
+            raise InputError(
+                f"{path} is a palette image, whose values are colour numbers: expand it with "
+                "gdal_translate -expand rgb"
+            )
+
+
+def _band_name(dataset: rasterio.DatasetReader, band: int) -> str:
+    described = dataset.descriptions[band - 1]
+    kind = dataset.colorinterp[band - 1]
+    named = kind.name if kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) else f"band{band}"
+    return described or named
+
+
+def _geobox(dataset: rasterio.DatasetReader, path: str) -> GeoBox:
+    affine = dataset.transform
+    if affine == Affine.identity() and dataset.gcps[0]:
+        raise InputError(
+            f"{path} has ground control points but no geotransform: rectify it first with gdalwarp {path} rectified.tif"
+        )
+    if affine.is_degenerate:
+        raise InputError(f"{path} has pixels of no size (geotransform {tuple(affine)[:6]}): set it with gdal_edit -a_ullr")
+    try:
+        crs = dataset.crs.to_wkt() if dataset.crs else None
+        return GeoBox((dataset.height, dataset.width), affine, crs)
+    except (CRSError, ValueError) as error:
+        raise InputError(f"{path} has a CRS that cannot be understood ({error}): set it with gdal_edit -a_srs") from error
+
+
+def _must_agree(first: _Opened, other: _Opened) -> None:
+    pairs = {
+        "CRS": (first.geobox.crs, other.geobox.crs),
+        "number of bands": (len(first.bands), len(other.bands)),
+        "data type": (first.dtype, other.dtype),
+        "scale of values": (first.scales + first.offsets, other.scales + other.offsets),
+    }
+    for what, (a, b) in pairs.items():
+        if a != b:
+            raise InputError(
+                f"{first.path} and {other.path} differ in {what} ({a} against {b}): one scene needs one; "
+                "convert one of them, e.g. with gdalwarp -t_srs ... -tr ... -tap"
+            )
+    try:
+        pixel_offset(first.geobox, other.geobox)
+    except InputError as error:
+        raise InputError(f"{first.path} and {other.path}: {error}") from error
+
+
+def _union(boxes: list[GeoBox]) -> tuple[GeoBox, list[tuple[int, int]]]:
+    """The box around all, on the grid of the first, and each one's (row, col) in it."""
+    corners = [pixel_offset(boxes[0], box) for box in boxes]
+    top, left = min(r for r, _ in corners), min(c for _, c in corners)
+    bottom = max(r + b.shape[0] for (r, _), b in zip(corners, boxes, strict=True))
+    right = max(c + b.shape[1] for (_, c), b in zip(corners, boxes, strict=True))
+    whole = shifted(boxes[0], top, left, (bottom - top, right - left))
+    return whole, [(r - top, c - left) for r, c in corners]
+
+
+def _overlap(start: int, length: int, other: int, other_length: int) -> tuple[int, int, int] | None:
+    """Common part of two intervals: offset in the first, offset in the second, length; None when empty."""
+    low, high = max(start, other), min(start + length, other + other_length)
+    return (low - start, low - other, high - low) if high > low else None
+
+
+def _column(values: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)[:, None, None]  # (C, 1, 1)
+
+
+@contextmanager
+def gdal_settings(sources: Sequence[str] = (), cache_mb: int = 64) -> Iterator[None]:
+    """GDAL options for streaming large rasters (https://gdal.org/en/stable/user/configoptions.html).
+
+    A bounded block cache (GDAL's default is 5 % of memory). For remote sources the folder of every opened file is
+    not listed; local ones keep the listing, since masks (.msk) and world files (.tfw) are found by it.
+    """
+    options: dict[str, Any] = {"GDAL_CACHEMAX": cache_mb}
+    if any(is_remote(source) for source in sources):
+        options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
+    with rasterio.Env(**options):
+        yield
