@@ -1,0 +1,95 @@
+"""How every command talks: data on stdout, everything else on stderr, one message and one exit code per failure."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from uhrseg.errors import UhrsegError
+
+__all__ = ["Command", "Progress", "print_json", "progress_bar", "say"]
+
+INTERRUPTED = 130
+"""Exit code of Ctrl-C: 128 + SIGINT, as shells count."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+
+class Command(TyperCommand):
+    """A command whose failures leave one message on stderr and the exit code of the contract.
+
+    A traceback appears with ``--debug`` only. A command raises ``KeyboardInterrupt(sentence)`` to say how to go on.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; every failure becomes `typer.Exit`."""
+        _listen_to_the_library(ctx.params)
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt as stop:
+            message = str(stop) or "Interrupted: nothing unfinished was left behind."
+            code = INTERRUPTED
+        except UhrsegError as error:
+            message, code = f"Error: {error}", error.exit_code
+        except OSError as error:  # disk full, permission denied, a file gone: the system's own sentence says it
+            message, code = f"Error: {error}", 1
+        except Exception as error:  # noqa: BLE001  the last line before the user: a bug, said as such, exit 1
+            message, code = _our_bug(error), 1
+        if ctx.params.get("debug"):
+            traceback.print_exc(file=sys.stderr)
+        say(message)
+        raise typer.Exit(code)
+
+
+def say(message: str) -> None:
+    """Print a message on stderr."""
+    typer.echo(message, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
+    """A bar with the remaining time on stderr; None where nobody watches (no terminal, or `quiet`)."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _listen_to_the_library(params: dict[str, Any]) -> None:
+    level = logging.ERROR if params.get("quiet") else logging.DEBUG if params.get("verbose") else logging.INFO
+    logger = logging.getLogger("uhrseg")
+    logger.setLevel(level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.propagate = False
+
+
+def _our_bug(error: Exception) -> str:
+    return (
+        f"Error: {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in uhrseg, not a mistake of yours: "
+        "run the command again with --debug and report what it prints."
+    )

@@ -1,0 +1,133 @@
+"""``uhrseg models``: the weights that come with the package, and the architectures a recipe can name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uhrseg.cli import options
+from uhrseg.cli.console import Command, print_json
+
+if TYPE_CHECKING:
+    from uhrseg.card import ModelCard
+
+app = typer.Typer(
+    help="List and show models: trained weights, and architectures to train.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Folder of the model folders that come with the package."""
+
+
+def read_card(name: str) -> ModelCard:
+    """The card of shipped weights or of a model folder; `InputError` when `name` is neither."""
+    from uhrseg.card import ModelCard
+
+    shipped = SHIPPED / name
+    return ModelCard.read(shipped if (shipped / "card.toml").is_file() else name)
+
+
+@app.command("list", cls=Command)
+def list_command(
+    json: options.JsonOutput = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """List the shipped weights (for predict) and the architectures (a recipe's trunk).
+
+    \b
+    Example:
+      $ uhrseg models list
+    """
+    from uhrseg.card import ModelCard
+    from uhrseg.models import MODELS
+
+    weights = [_summary(ModelCard.read(path.parent)) for path in sorted(SHIPPED.glob("*/card.toml"))]
+    if json:
+        print_json({"weights": weights, "architectures": list(MODELS)})
+        return
+    rows: list[tuple[str, ...]] = [
+        (w["name"], w["license"], ", ".join(w["classes"]), ", ".join(w["bands"])) for w in weights
+    ]
+    typer.echo("Weights: names for predict --model (a model folder works too)")
+    typer.echo(_table(("name", "licence", "classes", "bands"), rows))
+    typer.echo("\nArchitectures: names for trunk in a recipe; train one to predict with it")
+    typer.echo("\n".join(f"  {name}" for name in MODELS))
+
+
+@app.command("show", cls=Command)
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of shipped weights, or a model folder.")],
+    json: options.JsonOutput = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show the card of a model: what it sees, what it finds, how it was trained, its licence.
+
+    \b
+    Example:
+      $ uhrseg models show swinv2-relay
+    """
+    card = read_card(name)
+    if json:
+        print_json(card.model_dump(by_alias=True, mode="json"))
+        return
+    typer.echo("\n".join(_describe(card)))
+
+
+def _summary(card: ModelCard) -> dict[str, Any]:
+    return {
+        "name": card.name,
+        "version": card.version,
+        "license": card.license,
+        "classes": card.legend.names,
+        "bands": [band.name for band in card.input.band],
+        "gsd_m": card.input.gsd_m,
+    }
+
+
+def _describe(card: ModelCard) -> list[str]:
+    """The card as lines for people."""
+    window, factor = card.window, card.window.context_factor
+    context = "no context" if factor is None else f"context of {window.size * factor} px, {window.context}d by {factor}"
+    lines = [
+        f"{card.name} {card.version} (licence: {card.license})",
+        card.description,
+        "",
+        f"bands         {', '.join(_band(b) for b in card.input.band)}",
+        f"resolution    {'any' if card.input.gsd_m is None else f'{card.input.gsd_m:g} m'}",
+        f"window        {window.size} px, {context}, overlap {window.overlap:g}",
+        f"architecture  {_pairs(card.architecture)}",
+        f"training      {_pairs(card.training)}",
+        f"weights       {card.weights.file}, sha256 {card.weights.sha256}",
+        f"citation      {card.citation or 'none'}",
+        "",
+        "classes",
+    ]
+    legend = card.legend
+    notes = {legend.background: " (background)"} if legend.background is not None else {}
+    return lines + [f"  {c.id:3d}  {c.color}  {c.name}{notes.get(c.id, '')}" for c in legend.classes]
+
+
+def _band(band: Any) -> str:
+    if band.kind == "raw":
+        return str(band.name)
+    return f"{band.name} ({band.raster_band} minus its mean within {band.radius_m:g} m)"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items()) or "not recorded"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    table = [header, *rows]
+    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(f"  {line.rstrip()}" for line in lines)

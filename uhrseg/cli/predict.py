@@ -1,0 +1,125 @@
+"""``uhrseg predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from uhrseg.cli import options
+from uhrseg.cli.console import print_json, progress_bar, say
+from uhrseg.errors import InputError
+
+if TYPE_CHECKING:
+    from uhrseg.engine.predict import Report
+
+
+def predict_command(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Rasters: files, a folder, a glob or URLs; one mosaic.")
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="Name of shipped weights, or a model folder.")],
+    outputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Class map (.tif) or polygons (.gpkg .fgb .geojson .parquet)."
+        ),
+    ] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option("--probabilities", metavar="FILE.tif", help="Also write one band per class.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="NAME,...", help="Polygons of these classes. [all but the background]"),
+    ] = None,
+    min_area: Annotated[
+        float | None, typer.Option("--min-area", metavar="M2", min=0, help="Smallest polygon, in m2.")
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            "--overlap",
+            metavar="FRACTION",
+            min=0,
+            max=0.5,
+            help="Share of a window shared with the next. [the model's]",
+        ),
+    ] = None,
+    taper: Annotated[
+        Literal["hann", "linear", "crop"], typer.Option("--taper", help="How overlapping windows are blended.")
+    ] = "hann",
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", metavar="PIXELS", min=1, help="Side of a chunk of work.")
+    ] = None,
+    workers: options.Workers = None,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    bidx: options.Bidx = None,
+    nodata: options.Nodata = None,
+    allow_network: options.AllowNetwork = False,
+    overwrite: options.Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and write nothing.")] = False,
+    json: options.JsonOutput = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Segment rasters into a class map and polygons in their own CRS.
+
+    The suffix of each output decides its format. The result does not depend on --chunk or --workers.
+
+    \b
+    Example:
+      $ uhrseg predict parcel.tif --model swinv2-relay -o mounds.gpkg -o classes.tif
+    """
+    if not (outputs or probabilities or dry_run):
+        raise InputError("no output: name one with -o, such as -o mounds.gpkg, or pass --dry-run for the plan alone")
+    bands, chosen = options.band_numbers(bidx), options.names(classes)
+
+    from uhrseg.engine.predict import predict
+
+    prediction = predict(
+        sources,
+        model,
+        overlap=overlap,
+        taper=taper,
+        chunk=chunk,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        bidx=bands,
+        nodata=nodata,
+        allow_network=allow_network,
+    )
+    if dry_run:
+        forecast = prediction.forecast()
+        print_json(forecast.as_dict()) if json else typer.echo("\n".join(forecast.lines()))
+        return
+    with progress_bar("Segmenting", quiet) as progress:
+        report = prediction.write(
+            *(outputs or ()),
+            overwrite=overwrite,
+            min_area_m2=min_area,
+            classes=chosen,
+            probabilities=probabilities,
+            progress=progress,
+        )
+    if json:
+        print_json(report.as_dict())
+    elif not quiet:
+        _summarise(report)
+
+
+def _summarise(report: Report) -> None:
+    facts = report.as_dict()
+    for name, area in facts["class_area_m2"].items():
+        say(f"{name}: {area:,.0f} m2")
+    for path in facts["outputs"]:
+        say(f"wrote {path}")
+    say(
+        f"{facts['pixels']:,} pixels in {facts['seconds']['total']:.1f} s "
+        f"on {facts['device']} ({facts['precision']}), peak memory {facts['peak_rss_mb']:,.0f} MB"
+    )
