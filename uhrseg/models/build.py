@@ -1,0 +1,114 @@
+"""`build`: a network from names and numbers; `MODELS`: the trunks it knows."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import nn
+
+from uhrseg.errors import InputError
+from uhrseg.models.heads import LinearHead, UperHead
+from uhrseg.models.relay import ORDERS
+from uhrseg.models.segmenter import Segmenter, Strategy
+from uhrseg.models.swin import SwinTrunk
+from uhrseg.models.threshold import Threshold
+
+__all__ = ["HEADS", "MODELS", "ModelEntry", "build"]
+
+_SWIN_S = {"depths": (2, 2, 18, 2)}
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One trunk: its class, the defaults that make it this one, and the timm model whose weights fit it."""
+
+    trunk: Callable[..., nn.Module]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    timm_name: str | None = None
+
+
+MODELS: dict[str, ModelEntry] = {
+    "swinv2_t": ModelEntry(SwinTrunk, {}, "swinv2_tiny_window8_256.ms_in1k"),
+    "swinv2_s": ModelEntry(SwinTrunk, _SWIN_S, "swinv2_small_window8_256.ms_in1k"),
+    "swinv2_b": ModelEntry(
+        SwinTrunk, {**_SWIN_S, "embed_dim": 128, "heads": (4, 8, 16, 32)}, "swinv2_base_window8_256.ms_in1k"
+    ),
+    "swinv2_l": ModelEntry(
+        SwinTrunk,
+        {**_SWIN_S, "embed_dim": 192, "heads": (6, 12, 24, 48), "window": 12},
+        "swinv2_large_window12_192.ms_in22k",
+    ),
+    "threshold": ModelEntry(Threshold),
+}
+
+HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "upernet": UperHead}
+
+_STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+
+def build(
+    trunk: str,
+    *,
+    bands: int,
+    classes: int,
+    size: int = 256,
+    strategy: str = "relays",
+    relays: int = 4,
+    order: str = "sequential",
+    share_projector: bool = True,
+    head: str = "linear",
+    pretrained: bool | str = False,
+    **options: Any,
+) -> nn.Module:
+    """Make a network ``model(local, context) -> SegOutput`` for windows of ``size`` pixels.
+
+    trunk: a name in `MODELS`. strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or
+    'single' (one scale, none). order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13).
+    share_projector: both scales use one patch projection. head: a name in `HEADS`.
+    options: of the trunk (embed_dim, depths, heads, window, patch_size, drop_path) or head (head_channels).
+    Raises `InputError` naming what is unknown, with the nearest known name.
+    """
+    entry = _lookup("trunk", trunk, MODELS)
+    if entry.trunk is Threshold:
+        return Threshold(bands, classes, **_known(trunk, options, _options_of(Threshold, 2)))
+    _lookup("strategy", strategy, _STRATEGIES)
+    _lookup("order", order, ORDERS)
+    make_head = _lookup("head", head, HEADS)
+    if relays < 1 and strategy != "single":
+        raise InputError(f"relays = {relays} with strategy = {strategy!r}: give at least 1, or strategy = 'single'")
+    trunk_names, head_names = _options_of(entry.trunk, 4), _options_of(make_head, 3)
+    _known(trunk, options, trunk_names | head_names)
+    tokens = 0 if strategy == "single" else relays
+    separate = strategy == "relays" and not share_projector
+    given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
+    body = entry.trunk(bands, size, tokens, separate, **given)
+    top = make_head(body.channels, body.strides, classes, **{k: v for k, v in options.items() if k in head_names})
+    return Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
+
+
+def _lookup(what: str, name: str, known: Any) -> Any:
+    if name not in known:
+        raise InputError(_unknown(what, name, known))
+    return known[name] if isinstance(known, Mapping) else name
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(sorted(known))}"
+    return f"unknown {what} {name!r}: {hint}"
+
+
+def _options_of(make: Callable[..., Any], skip: int) -> set[str]:
+    """Names of a constructor's parameters after the first ``skip``, which `build` fills in."""
+    return set(list(inspect.signature(make).parameters)[skip:])
+
+
+def _known(trunk: str, options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    for name in options:
+        if name not in names:
+            raise InputError(_unknown(f"option of {trunk!r}", name, names))
+    return options

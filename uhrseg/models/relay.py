@@ -1,0 +1,144 @@
+"""Relay tokens: how two scales of one image talk inside one transformer.
+
+R learned tokens join the patch tokens of the context window (wide, coarse) and of the local window (narrow, fine) in
+every block; nothing else passes between the scales. Perron et al., TMLR 2026, section 3.1 (Eq. 2-7) and Eq. 11-13.
+This module is the only place that knows the mechanism; trunks provide `Stage`s and `Block`s.
+
+Letters in shapes: B batch, R relay tokens, C channels. Patch tokens have the layout of their trunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+__all__ = ["LOCAL", "CONTEXT", "ORDERS", "Block", "Order", "Scale", "Stage", "Trunk", "Want", "one_scale", "two_scales"]
+
+Scale = Literal["local", "context"]
+LOCAL: Scale = "local"
+CONTEXT: Scale = "context"
+
+Order = Literal["sequential", "parallel"]
+Want = Literal["both", "tokens", "relays"]
+
+
+class Block(Protocol):
+    """One transformer block over patch tokens and relays.
+
+    ``want`` names what the caller will read; the block may skip the rest and return it unchanged.
+    ``relays`` None: a plain transformer block.
+    """
+
+    def __call__(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]: ...
+
+
+class Stage(Protocol):
+    """Blocks of one resolution, with what leads into them."""
+
+    @property
+    def blocks(self) -> Sequence[Block]: ...
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """Patch tokens of the previous stage -> tokens of this one (one scale)."""
+
+    def project(self, relays: Tensor) -> Tensor:
+        """Relays of the previous stage -> (B, R, C) of this one (both scales share the result)."""
+
+
+class Trunk(Protocol):
+    """What a transformer offers so that relays can run through it."""
+
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+    def embed(self, image: Tensor, scale: Scale) -> Tensor:
+        """Image (B, bands, size, size) -> patch tokens; ``scale`` chooses the projector."""
+
+    def first_relays(self, batch: int) -> Tensor | None:
+        """The learned relays (batch, R, C), or None for a trunk without."""
+
+
+def one_scale(trunk: Trunk, image: Tensor) -> list[Tensor]:
+    """Run one image; relays, if the trunk has any, act as registers. Returns the tokens after each stage."""
+    tokens, relays = trunk.embed(image, LOCAL), trunk.first_relays(image.shape[0])
+    outputs = []
+    for stage in trunk.stages:
+        tokens, relays = stage.merge(tokens), _project(stage, relays)
+        for block in stage.blocks:
+            tokens, relays = block(tokens, relays, "tokens" if _is_last(trunk, stage, block) else "both")
+        outputs.append(tokens)
+    return outputs
+
+
+def two_scales(
+    trunk: Trunk, local: Tensor, context: Tensor, order: Order, with_context: bool
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Run both scales with relays between them (Eq. 2-5, or 11-13 for ``parallel``).
+
+    Returns the tokens after each stage of the local scale, and of the context scale if ``with_context``; without
+    it the last block computes only what the local tokens still need.
+    """
+    step, last_step = ORDERS[order]
+    f_local, f_context = trunk.embed(local, LOCAL), trunk.embed(context, CONTEXT)
+    relays = trunk.first_relays(local.shape[0])
+    locals_, contexts = [], []
+    for stage in trunk.stages:
+        f_local, f_context, relays = stage.merge(f_local), stage.merge(f_context), _project(stage, relays)
+        for block in stage.blocks:
+            if not with_context and _is_last(trunk, stage, block):
+                f_local = last_step(block, f_local, f_context, relays)
+            else:
+                f_local, f_context, relays = step(block, f_local, f_context, relays)
+        locals_.append(f_local)
+        contexts.append(f_context)
+    return locals_, contexts if with_context else None
+
+
+def _sequential(
+    block: Block, local: Tensor, context: Tensor, relays: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Eq. 4-5: the context updates the relays, the local window reads and updates them."""
+    context, relays = block(context, relays)
+    local, relays = block(local, relays)
+    return local, context, relays
+
+
+def _sequential_last(block: Block, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
+    """Eq. 4-5 when only the local tokens are read afterwards: of the context pass, the relays are."""
+    _, relays = block(context, relays, "relays")
+    return block(local, relays, "tokens")[0]
+
+
+def _parallel(
+    block: Block, local: Tensor, context: Tensor, relays: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Eq. 11-13: both scales read the same relays; their two updates are averaged."""
+    context, from_context = block(context, relays)
+    local, from_local = block(local, relays)
+    if from_context is None or from_local is None:
+        return local, context, None
+    return local, context, 0.5 * (from_context + from_local)
+
+
+def _parallel_last(block: Block, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
+    """Eq. 12 alone: after the last block nothing reads the context's update."""
+    return block(local, relays, "tokens")[0]
+
+
+_Step = Callable[[Block, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+_LastStep = Callable[[Block, Tensor, Tensor, Tensor | None], Tensor]
+
+ORDERS: dict[Order, tuple[_Step, _LastStep]] = {
+    "sequential": (_sequential, _sequential_last),
+    "parallel": (_parallel, _parallel_last),
+}
+
+
+def _project(stage: Stage, relays: Tensor | None) -> Tensor | None:
+    return None if relays is None else stage.project(relays)
+
+
+def _is_last(trunk: Trunk, stage: Stage, block: Block) -> bool:
+    return stage is trunk.stages[-1] and block is stage.blocks[-1]
