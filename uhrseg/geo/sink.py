@@ -1,0 +1,317 @@
+"""Raster outputs: pixels go into a tiled partial beside the final name, which becomes a COG when complete.
+
+The partial is an uncompressed tiled GeoTIFF (rewriting part of a compressed tile would leave the old one in the
+file), sparse where nothing was written. GDAL reports some failed writes to nobody: a dirty block that does not
+fit on the disk when a dataset closes is dropped, and a truncated COG can be "created" without an error. So every
+`write` leaves a checksum, and both files are read back against them before the output takes its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from uhrseg.errors import InputError, RunError
+from uhrseg.geo.style import write_raster_style
+from uhrseg.legend import NODATA, Legend
+
+__all__ = ["PROBABILITY_SCALE", "ClassMapSink", "PlanesSink", "write_cog"]
+
+PROBABILITY_SCALE = 1 / 254
+"""A plane's value times this is a probability (255 is nodata)."""
+
+_BLOCK = 512
+"""Side of the tiles in pixels: the default of GDAL's COG driver."""
+
+_Region = tuple[int, int, int, int]  # row start, row stop, column start, column stop
+_GDAL_ERRORS = (OSError, RasterioError, CPLE_BaseError)
+
+
+class _TiledSink:
+    """What both sinks share: the partial, the lock, the checksums, and the way to the final name."""
+
+    def __init__(self, path: str | Path, geobox: GeoBox, count: int, tags: dict[str, str]) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise InputError(f"cannot write {self.path}: the folder {self.path.parent} does not exist, create it first")
+        self.geobox = geobox
+        self.count = count
+        self.tiled_path = self.path.with_name(f".{self.path.name}.partial.tif")
+        self._lock = threading.Lock()
+        self._checksums: dict[_Region, int] = {}
+        with _run_errors(self.path):
+            self._partial = _create(self.tiled_path, geobox, count)
+        try:
+            with _run_errors(self.path):
+                self._partial.update_tags(**tags)
+                self._describe()
+        except RunError:
+            self.abort()
+            raise
+
+    def _describe(self) -> None:
+        """What the partial says about its bands."""
+        raise NotImplementedError
+
+    def _write(self, rows: slice, cols: slice, planes: NDArray[np.uint8]) -> None:
+        region = (rows.start, rows.stop, cols.start, cols.stop)
+        height, width = rows.stop - rows.start, cols.stop - cols.start
+        if planes.dtype != np.uint8 or planes.shape != (self.count, height, width):
+            raise ValueError(
+                f"{planes.dtype} {planes.shape} given for uint8 ({self.count}, {height}, {width}) at {region}"
+            )
+        checksum = 0
+        for plane in planes:
+            checksum = zlib.crc32(np.ascontiguousarray(plane).data, checksum)
+        with self._lock, _run_errors(self.path):
+            if self._partial.closed:
+                raise ValueError(f"{self.path} takes no more pixels after flush()")
+            self._partial.write(planes, window=Window(cols.start, rows.start, width, height))
+            self._checksums[region] = checksum
+
+    def flush(self) -> None:
+        """No more writes: the partial at `tiled_path` is complete and can be read until `close`.
+
+        Raises `RunError` when the partial does not hold what was written (a full disk). May be called twice.
+        """
+        with self._lock:
+            if not self._partial.closed:
+                self._partial.close()
+                _verify(self.tiled_path, self._checksums, self.path)
+
+    def abort(self) -> None:
+        """Leave nothing behind but what was there before."""
+        with self._lock:
+            self._partial.close()
+        _remove(self.tiled_path)
+
+    def _finish(self, resampling: Literal["mode", "average"]) -> None:
+        draft = self.path.with_name(f".{self.path.name}.cog.tif")
+        try:
+            self.flush()
+            write_cog(self.tiled_path, draft, resampling)
+            _verify(draft, self._checksums, self.path)
+            with _run_errors(self.path):
+                _rename(draft, self.path)
+        finally:
+            _remove(draft)
+            self.abort()
+
+    def close(self) -> None:
+        """Turn the partial into the output; `RunError`, and nothing left behind, when that fails."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+class ClassMapSink(_TiledSink):
+    """A class map on `geobox`: uint8 COG with nodata 255, colour table, category names and mode overviews.
+
+    Category names go where GDAL keeps them for a GeoTIFF, into ``NAME.tif.aux.xml``; the file itself also carries
+    the legend as JSON in its tag ``LEGEND``, and ``NAME.qml`` lists only the legend's classes in QGIS.
+    `tags` are dataset tags (provenance). A context manager: leaving it normally closes, an exception aborts.
+    Regions given to `write` are disjoint, or equal to one given before (which they replace).
+    Raises `InputError` for a missing folder, `RunError` when the disk does not take it.
+    """
+
+    def __init__(self, path: str | Path, geobox: GeoBox, legend: Legend, tags: dict[str, str] | None = None) -> None:
+        self.legend = legend
+        super().__init__(path, geobox, 1, tags or {})
+
+    def _describe(self) -> None:
+        classes = [{"id": c.id, "name": c.name, "color": c.color} for c in self.legend.classes]
+        self._partial.update_tags(LEGEND=json.dumps(classes, ensure_ascii=False))
+        self._partial.write_colormap(1, {c.id: (*c.rgb, 255) for c in self.legend.classes})
+        _sidecar(self.tiled_path).write_text(_category_names(self.legend.names), encoding="utf-8")
+
+    def write(self, rows: slice, cols: slice, labels: NDArray[np.uint8]) -> None:
+        """Write class ids (Y, X) to a region in pixels of the geobox; any thread may call it."""
+        self._write(rows, cols, labels[np.newaxis])
+
+    def close(self) -> None:
+        """Turn the partial into a COG under the final name, with its style beside it."""
+        self._finish("mode")
+        with _run_errors(self.path):
+            write_raster_style(self.path, self.legend)
+
+
+class PlanesSink(_TiledSink):
+    """Probabilities on `geobox`: one uint8 band per name, scale 1/254, nodata 255; same verbs as `ClassMapSink`.
+
+    ``cog=False`` gives the plain tiled GeoTIFF its final name instead (a temporary plane needs no overviews).
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        geobox: GeoBox,
+        names: Sequence[str],
+        tags: dict[str, str] | None = None,
+        cog: bool = True,
+    ) -> None:
+        self.cog = cog
+        self.names = tuple(names)
+        super().__init__(path, geobox, len(names), tags or {})
+
+    def _describe(self) -> None:
+        self._partial.scales = (PROBABILITY_SCALE,) * self.count
+        self._partial.offsets = (0.0,) * self.count
+        self._partial.descriptions = self.names
+
+    def write(self, rows: slice, cols: slice, planes: NDArray[np.uint8]) -> None:
+        """Write planes (C, Y, X) to a region in pixels of the geobox; any thread may call it."""
+        self._write(rows, cols, planes)
+
+    def close(self) -> None:
+        """Give the planes their final name, as a COG unless ``cog=False``."""
+        if self.cog:
+            self._finish("average")
+            return
+        try:
+            self.flush()
+            with _run_errors(self.path):
+                _rename(self.tiled_path, self.path)
+        finally:
+            self.abort()
+
+
+def write_cog(tiled_path: Path, path: Path, resampling: Literal["mode", "average"]) -> None:
+    """Copy a GeoTIFF to a Cloud Optimized GeoTIFF (https://gdal.org/drivers/raster/cog.html).
+
+    Overviews by `resampling`: ``mode`` for classes, ``average`` for probabilities, which also take a predictor.
+    Raises `RunError` and removes `path` when GDAL fails.
+    """
+    options: dict[str, Any] = {
+        "compress": "DEFLATE",
+        "blocksize": _BLOCK,
+        "overview_resampling": resampling,
+        "predictor": "YES" if resampling == "average" else "NO",
+        "bigtiff": "IF_SAFER",
+        "sparse_ok": True,
+        "num_threads": "ALL_CPUS",
+    }
+    try:
+        with _run_errors(path):
+            rasterio.shutil.copy(tiled_path, path, driver="COG", **options)
+    except RunError:
+        _remove(path)
+        raise
+
+
+def _create(path: Path, geobox: GeoBox, count: int) -> rasterio.io.DatasetWriter:
+    """An empty tiled GeoTIFF on `geobox`; blocks never written read as nodata and take no space."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            height=geobox.height,
+            width=geobox.width,
+            count=count,
+            dtype="uint8",
+            nodata=NODATA,
+            crs=None if geobox.crs is None else CRS.from_wkt(geobox.crs.to_wkt()),
+            transform=geobox.transform,
+            tiled=True,
+            blockxsize=_BLOCK,
+            blockysize=_BLOCK,
+            interleave="band",
+            photometric="MINISBLACK",  # three planes are not red, green and blue
+            bigtiff="IF_SAFER",
+            sparse_ok=True,
+        )
+
+
+def _verify(file: Path, checksums: dict[_Region, int], path: Path) -> None:
+    """Read back every region written; `RunError` when `file` holds anything else."""
+    with _run_errors(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            source = rasterio.open(file)
+        with source:
+            intact = all(_checksum(source, region) == value for region, value in checksums.items())
+    if not intact:
+        raise _failure(path, "what was written does not read back")
+
+
+def _checksum(source: rasterio.io.DatasetReader, region: _Region) -> int:
+    """CRC-32 of a region, band by band, read a row of tiles at a time."""
+    top, bottom, left, right = region
+    checksum = 0
+    for band in source.indexes:
+        for row in range(top, bottom, _BLOCK):
+            window = Window(left, row, right - left, min(_BLOCK, bottom - row))
+            checksum = zlib.crc32(source.read(band, window=window), checksum)
+    return checksum
+
+
+@contextmanager
+def _run_errors(path: Path) -> Iterator[None]:
+    """Errors of GDAL and of the file system as one `RunError` about the output."""
+    try:
+        yield
+    except _GDAL_ERRORS as error:
+        raise _failure(path, str(error).rstrip(".")) from error
+
+
+def _failure(path: Path, reason: str) -> RunError:
+    free = shutil.disk_usage(path.parent).free / 1e9
+    return RunError(f"cannot write {path} ({reason}): {free:.1f} GB are free there, make room or write elsewhere")
+
+
+def _category_names(names: Sequence[str]) -> str:
+    """GDAL's sidecar (PAM) with the category names of band 1."""
+    items = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    return (
+        f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{items}</CategoryNames></PAMRasterBand></PAMDataset>\n'
+    )
+
+
+def _sidecar(path: Path) -> Path:
+    """Where GDAL keeps what a GeoTIFF has no tag for."""
+    return path.with_name(path.name + ".aux.xml")
+
+
+def _rename(draft: Path, path: Path) -> None:
+    """Move a finished file and its sidecar to their final names; an old sidecar goes with the old file."""
+    if _sidecar(draft).exists():
+        os.replace(_sidecar(draft), _sidecar(path))
+    else:
+        _sidecar(path).unlink(missing_ok=True)
+    os.replace(draft, path)
+
+
+def _remove(draft: Path) -> None:
+    """Delete a draft and its sidecar, as far as they exist."""
+    draft.unlink(missing_ok=True)
+    _sidecar(draft).unlink(missing_ok=True)
