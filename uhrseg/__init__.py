@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uhrseg.card import ModelCard
-    from uhrseg.engine.predict import Prediction, load_model, predict
+    from uhrseg.engine.fit import load_model
+    from uhrseg.engine.predict import Prediction, predict
     from uhrseg.engine.train import train
     from uhrseg.errors import InputError, RunError, UhrsegError
     from uhrseg.geo.scene import Scene
@@ -43,7 +44,7 @@ _HOME = {
     "RunError": "uhrseg.errors",
     "Scene": "uhrseg.geo.scene",
     "UhrsegError": "uhrseg.errors",
-    "load_model": "uhrseg.engine.predict",
+    "load_model": "uhrseg.engine.fit",
     "predict": "uhrseg.engine.predict",
     "train": "uhrseg.engine.train",
 }

@@ -90,6 +90,6 @@ def _listen_to_the_library(params: dict[str, Any]) -> None:
 
 def _our_bug(error: Exception) -> str:
     return (
-        f"Error: {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in uhrseg, not a mistake of yours: "
+        f"Error: {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in uhrseg: "
         "run the command again with --debug and report what it prints."
     )

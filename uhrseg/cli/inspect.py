@@ -64,10 +64,10 @@ def inspect_command(
 
 def _misfit(scene: Scene, model: str) -> str | None:
     """Why the scene does not fit the model; None when it does."""
-    from uhrseg.cli.models import read_card
-    from uhrseg.engine.predict import check_fit
+    from uhrseg.card import ModelCard
+    from uhrseg.engine.fit import check_fit, find_model
 
-    card = read_card(model)
+    card = ModelCard.read(find_model(model))
     try:
         check_fit(scene, card)
     except InputError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,18 +19,6 @@ app = typer.Typer(
 )
 
 
-SHIPPED = Path(__file__).parents[1] / "weights"
-"""Folder of the model folders that come with the package."""
-
-
-def read_card(name: str) -> ModelCard:
-    """The card of shipped weights or of a model folder; `InputError` when `name` is neither."""
-    from uhrseg.card import ModelCard
-
-    shipped = SHIPPED / name
-    return ModelCard.read(shipped if (shipped / "card.toml").is_file() else name)
-
-
 @app.command("list", cls=Command)
 def list_command(
     json: options.JsonOutput = False,
@@ -46,9 +33,10 @@ def list_command(
       $ uhrseg models list
     """
     from uhrseg.card import ModelCard
+    from uhrseg.engine.fit import shipped_models
     from uhrseg.models import MODELS
 
-    weights = [_summary(ModelCard.read(path.parent)) for path in sorted(SHIPPED.glob("*/card.toml"))]
+    weights = [_summary(ModelCard.read(folder)) for folder in shipped_models().values()]
     if json:
         print_json({"weights": weights, "architectures": list(MODELS)})
         return
@@ -75,7 +63,10 @@ def show_command(
     Example:
       $ uhrseg models show swinv2-relay
     """
-    card = read_card(name)
+    from uhrseg.card import ModelCard
+    from uhrseg.engine.fit import find_model
+
+    card = ModelCard.read(find_model(name))
     if json:
         print_json(card.model_dump(by_alias=True, mode="json"))
         return
