@@ -31,9 +31,7 @@ __all__ = [
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let a local source (such as a VRT) read from the network.")
 ]
-BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", min=1, help="Window pairs per call of the model.")
-]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Window pairs per call of the model.")]
 Bidx = Annotated[
     list[str] | None,
     typer.Option("-b", "--bidx", metavar="N[,N...]", help="Bands to read, from 1, in the model's order."),
@@ -52,7 +50,7 @@ Precision = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
-Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="Threads that read and write.")]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Threads that read and write.")]
 
 
 def names(given: str | None) -> list[str] | None:

@@ -49,11 +49,9 @@ def predict_command(
     taper: Annotated[
         Literal["hann", "linear", "crop"], typer.Option("--taper", help="How overlapping windows are blended.")
     ] = "hann",
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", metavar="PIXELS", min=1, help="Side of a chunk of work.")
-    ] = None,
-    workers: options.Workers = None,
-    batch_size: options.BatchSize = None,
+    chunk: Annotated[int, typer.Option("--chunk", metavar="PIXELS", min=1, help="Side of a chunk of work.")] = 8192,
+    workers: options.Workers = 1,
+    batch_size: options.BatchSize = 4,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     bidx: options.Bidx = None,
@@ -84,7 +82,7 @@ def predict_command(
         sources,
         model,
         overlap=overlap,
-        taper=taper,
+        taper_name=taper,
         chunk=chunk,
         workers=workers,
         batch_size=batch_size,
@@ -115,8 +113,9 @@ def predict_command(
 
 def _summarise(report: Report) -> None:
     facts = report.as_dict()
-    for name, area in facts["class_area_m2"].items():
-        say(f"{name}: {area:,.0f} m2")
+    areas, counts = facts["class_area_m2"], facts["class_pixels"]
+    for name, pixels in counts.items():
+        say(f"{name}: {pixels:,} pixels" + ("" if areas is None else f", {areas[name]:,.0f} m2"))
     for path in facts["outputs"]:
         say(f"wrote {path}")
     say(

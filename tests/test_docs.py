@@ -1,0 +1,91 @@
+"""What exists is documented, and what is documented runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from uhrseg.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+# What keeps a documented command small, or lets it run a second time, when the tests run it.
+EXTRA = {"train": ("--fast-dev-run",), "predict": ("--overwrite",), "inspect": ("--overwrite",)}
+
+
+def commands(group: Any, prefix: str = "uhrseg") -> Iterator[tuple[str, Any]]:
+    """Every command of the program as ("uhrseg models show", command)."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+COMMANDS = dict(commands(get_command(app)))
+
+
+def section(name: str) -> str:
+    """The part of docs/cli.md under the heading `name`."""
+    found = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", CLI, re.S | re.M)
+    assert found, f"docs/cli.md has no heading '## {name}'"
+    return found[1]
+
+
+def console_commands(document: Path) -> list[str]:
+    """Commands of the ```console blocks that start with uhrseg, with or without a '$ ' prompt."""
+    text = document.read_text(encoding="utf-8") if document.exists() else ""
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.S | re.M)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("uhrseg ")]
+
+
+DOCUMENTED = [
+    (document.name, command)
+    for document in (ROOT / "docs" / "cli.md", ROOT / "README.md")
+    for command in console_commands(document)
+]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_flag_is_documented(name: str) -> None:
+    words = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", section(name)))
+    flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts if flag.startswith("-")}
+    assert flags - {"--help"} <= words
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_documentation_names_no_flag_that_does_not_exist(name: str) -> None:
+    words = set(re.findall(r"^\| `(--?[a-z-]+)", section(name), re.M))
+    words |= set(re.findall(r"(?<=[, `])--[a-z-]+(?=[ `])", "\n".join(re.findall(r"^\| `.*?\|", section(name), re.M))))
+    flags = {flag for parameter in COMMANDS[name].params for flag in parameter.opts}
+    assert words <= flags
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(app, [*name.split()[1:], "--help"])
+    assert result.exit_code == 0
+    assert f"$ {name}" in result.stdout
+    described = [p for p in COMMANDS[name].params if not getattr(p, "help", None)]
+    assert not described, f"without help: {described}"
+
+
+def test_documents_hold_examples() -> None:
+    assert {command.split()[1] for _, command in DOCUMENTED} >= {"predict", "train", "models", "inspect"}
+
+
+@pytest.mark.parametrize(("document", "command"), DOCUMENTED)
+def test_documented_commands_run(document: str, command: str, playground: Path) -> None:
+    words = shlex.split(command)[1:]
+    extra = [word for word in EXTRA.get(words[0], ()) if word not in words]
+    result = CliRunner().invoke(app, [*words, *extra])
+    assert result.exit_code == 0, result.stderr
