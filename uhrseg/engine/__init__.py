@@ -1,0 +1,1 @@
+"""Where torch, dask and geo meet: prediction, training, losses, scores."""

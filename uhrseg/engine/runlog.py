@@ -1,0 +1,96 @@
+"""The record of a training run: one JSON line per step, one CSV row per epoch, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["RunLog", "replace_file"]
+
+
+class RunLog:
+    """Writes ``log.jsonl`` and ``metrics.csv`` of `folder`; records after step `start` of an earlier try are dropped.
+
+    Use it as a context manager. `columns` are those of ``metrics.csv``. Processes other than the first write nothing
+    (`writes` false).
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str], start: int, total: int, writes: bool = True) -> None:
+        self.log_path, self.metrics_path = folder / "log.jsonl", folder / "metrics.csv"
+        self.columns = list(columns)
+        self.writes = writes
+        if writes:
+            _keep_lines(self.log_path, start)
+            _keep_rows(self.metrics_path, self.columns, start)
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(), console=console, disable=not (writes and console.is_terminal),
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=total, completed=start, state="")
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Append one step's numbers and move the bar."""
+        if not self.writes:
+            return
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        shown = ("loss", "local", "global", "consistency", "lr", "samples_per_s", "data_wait")
+        state = "  ".join(f"{key} {record[key]:.3g}" for key in shown)
+        self._progress.update(self._task, completed=record["step"], state=state)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Append one row to ``metrics.csv``; columns without a value stay empty."""
+        if not self.writes:
+            return
+        with open(self.metrics_path, "a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar, on a terminal only."""
+        if not self._progress.disable:
+            self._progress.console.print(text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` beside `path` and rename: a reader sees the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _keep_lines(path: Path, start: int) -> None:
+    """Keep the records up to step `start`; a last line cut by a kill goes too."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+    replace_file(path, "".join(line + "\n" for line in kept))
+
+
+def _keep_rows(path: Path, columns: Sequence[str], start: int) -> None:
+    kept: list[dict[str, str]] = []
+    if path.exists():
+        with open(path, encoding="utf-8", newline="") as file:
+            kept = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= start]
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+    os.replace(partial, path)

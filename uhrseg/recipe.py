@@ -1,0 +1,234 @@
+"""A training run as one flat, complete TOML file, checked on its first line.
+
+Every key has a sentence below it. Unknown keys are refused with the nearest valid name, nothing is inherited, and
+``recipe.write`` puts the resolved recipe (defaults included) into the run folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from uhrseg.card import BandSpec, ClassSpec, WindowSpec, explain
+from uhrseg.errors import InputError
+from uhrseg.legend import Legend, LegendClass
+
+__all__ = ["DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable"]
+
+SINGLE_SCALE = ("single", "registers")
+"""Strategies whose model sees no context window."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class DataTable(_Table):
+    """Which rasters and labels to train on, and what the channels and classes are."""
+
+    dataset: Literal["folder"] = Field("folder", description="Kind of data set: 'folder' is your own rasters.")
+    root: str = Field(description="Folder of the data; a relative path starts at the current folder.")
+    train: tuple[str, ...] = Field(min_length=1, description="Globs, inside root, of the rasters to train on.")
+    val: tuple[str, ...] = Field((), description="Globs, inside root, of the rasters to validate on; may be empty.")
+    labels: str = Field(
+        description="Labels of a raster, seen from its folder: '{stem}' is the raster's file name without suffix, "
+        "'{name}' the same without what follows its last underscore; a raster of class ids or a vector file."
+    )
+    label_column: str | None = Field(None, description="Vector labels: the column with the class id or name.")
+    gsd_m: float | None = Field(None, gt=0, description="Ground sampling distance of the rasters in metres.")
+    band: tuple[BandSpec, ...] = Field(min_length=1, description="The input channels, in order.")
+    class_: tuple[ClassSpec, ...] = Field(alias="class", min_length=2, description="The classes, ids 0, 1, 2, ...")
+    background: int | None = Field(None, description="Id of the class that is no feature; none: every class is one.")
+    ignore: int = Field(255, ge=0, le=255, description="Label value that is neither trained on nor scored.")
+
+    @property
+    def legend(self) -> Legend:
+        """The classes as a `Legend`."""
+        return Legend(tuple(LegendClass(c.id, c.name, c.color) for c in self.class_), self.background, self.ignore)
+
+    @model_validator(mode="after")
+    def _legend_is_sound(self) -> DataTable:
+        _ = self.legend
+        return self
+
+
+class ModelTable(_Table):
+    """The network; absent sizes are the trunk's own."""
+
+    trunk: str = Field(description="Name of the trunk, a key of `uhrseg models list`, e.g. 'swinv2_s'.")
+    strategy: str = Field("relays", description="'relays' (two scales), 'registers' or 'single' (one scale).")
+    relays: int = Field(4, ge=1, description="Number of relay tokens (paper: 4).")
+    order: Literal["sequential", "parallel"] = Field(
+        "sequential", description="Context before local in every block (paper, Eq. 4-5), or both at once."
+    )
+    share_projector: bool = Field(True, description="Whether local and context windows share the patch projection.")
+    head: str = Field("linear", description="Segmentation head: 'linear' or 'upernet'.")
+    pretrained: bool | str = Field(False, description="true: timm's weights of the trunk; a path: weights from there.")
+    embed_dim: int | None = Field(None, gt=0, description="Channels of the first stage.")
+    depths: tuple[int, ...] | None = Field(None, description="Blocks per stage.")
+    heads: tuple[int, ...] | int | None = Field(None, description="Attention heads, per stage for hierarchical trunks.")
+    window: int | None = Field(None, gt=0, description="Side of an attention window, in tokens.")
+    patch_size: int | None = Field(None, gt=0, description="Side of a patch in pixels.")
+    drop_path: float | None = Field(None, ge=0, lt=1, description="Stochastic depth rate.")
+    head_channels: int | None = Field(None, gt=0, description="Channels inside the head, where it has any.")
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of `uhrseg.models.build` that a card keeps: all but bands, classes, size, pretrained."""
+        return self.model_dump(exclude_none=True, exclude={"pretrained"}, mode="json")
+
+
+class TrainTable(_Table):
+    """The optimisation (paper, section 4.1) and the augmentation."""
+
+    epochs: int = Field(50, ge=1, description="Number of epochs.")
+    steps_per_epoch: int = Field(100, ge=1, description="Optimiser steps in one epoch.")
+    batch_size: int = Field(64, ge=1, description="Samples of one forward pass on one device.")
+    accumulate: int = Field(1, ge=1, description="Forward passes whose gradients make one optimiser step.")
+    lr: float = Field(1e-4, gt=0, description="Learning rate of AdamW after the warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    warmup: float = Field(0.05, ge=0, lt=1, description="Fraction of all steps in which the rate rises linearly.")
+    schedule: Literal["plateau", "cosine"] = Field(
+        "plateau",
+        description="After the warm-up: times 0.2 when the validation score stalls for 4 validations, or cosine to 0.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Arithmetic of the forward pass; auto: bf16 where the processor has it."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
+    workers: int = Field(1, ge=0, description="Processes that make samples; 0: the training process itself.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: not clipped.")
+    val_every: int = Field(1, ge=0, description="Epochs between two validations; 0: only at the end.")
+    checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
+    scale_probability: float = Field(0.5, ge=0, le=1, description="Share of samples resized by 0.5 to 2.")
+    rotate_probability: float = Field(0.5, ge=0, le=1, description="Share of samples turned by -90 to 90 degrees.")
+    flips: bool = Field(False, description="Whether samples are flipped and turned by quarters (the eight of D4).")
+    jitter: float = Field(
+        0.0, ge=0, lt=1, description="Radiometric jitter: gain 1 +- this, offset +- this many standard deviations."
+    )
+    balanced_centres: float = Field(
+        0.0, ge=0, le=1, description="Share of samples centred on a pixel of a feature class, classes drawn alike."
+    )
+
+    @model_validator(mode="after")
+    def _plateau_needs_scores(self) -> TrainTable:
+        if self.schedule == "plateau" and self.val_every == 0:
+            raise ValueError("schedule = 'plateau' follows the validation score: set val_every >= 1 or use 'cosine'")
+        return self
+
+
+class LossTable(_Table):
+    """Weights of the terms of the loss (paper, section 3.2; the local term has weight 1)."""
+
+    global_weight: float = Field(0.1, ge=0, description="Weight of the global term.")
+    consistency_weight: float = Field(0.1, ge=0, description="Weight of the consistency term.")
+    class_weights: tuple[float, ...] | None = Field(None, description="One weight per class; none: all alike.")
+    dice_weight: float = Field(0.0, ge=0, description="Weight of a soft Dice term on the local logits.")
+
+
+class Recipe(_Table):
+    """A complete training run; `Recipe.read` and `recipe.write` are its two verbs."""
+
+    name: str = Field(min_length=1, description="Name of the trained model, written into its card.")
+    seed: int = Field(42, ge=0, description="Everything random is a function of this, the epoch and the sample.")
+    description: str = Field("", description="What the model is and is not, for its card.")
+    license: str = Field("unknown", description="Licence of the trained weights, for their card.")
+    citation: str = Field("", description="What to cite, for the card.")
+    data: DataTable
+    model: ModelTable
+    window: WindowSpec = WindowSpec()
+    train: TrainTable = TrainTable()
+    loss: LossTable = LossTable()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        weights = self.loss.class_weights
+        if weights is not None and len(weights) != len(self.data.class_):
+            raise ValueError(f"loss.class_weights has {len(weights)} values for {len(self.data.class_)} classes")
+        if self.train.schedule == "plateau" and not self.data.val:
+            raise ValueError("train.schedule = 'plateau' needs rasters in data.val: name some or use 'cosine'")
+        return self
+
+    @property
+    def context_factor(self) -> int | None:
+        """The window table's factor, or None for a strategy that sees one scale."""
+        return None if self.model.strategy in SINGLE_SCALE else self.window.context_factor
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in `path`, with ``"table.key=value"`` overrides (values in TOML, or a bare word) on top.
+
+        Raises `InputError` for a missing file, bad TOML, an unknown key (with the nearest valid name) or a bad value.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the recipe {path}: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from error
+        for override in overrides:
+            _override(data, override)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(f"{path}: {_sentence(error)}") from error
+
+    def write(self, path: str | Path) -> Path:
+        """Write the resolved recipe, defaults included, and return its path."""
+        data = self.model_dump(by_alias=True, exclude_none=True, mode="json")
+        Path(path).write_text(tomli_w.dumps(data, multiline_strings=True), encoding="utf-8")
+        return Path(path)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Put one ``table.key=value`` into `data`, in place."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"cannot apply {text!r}: write an override as table.key=value")
+    for part in parts[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise InputError(f"cannot apply {text!r}: {part} is no table")
+    data[parts[-1]] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    """`text` as a TOML value; what is none is a bare string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault in one sentence; an unknown key gets the nearest valid name."""
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return explain(error)
+    *tables, key = (str(part) for part in first["loc"] if not isinstance(part, int))
+    names = _keys(tables)
+    near = difflib.get_close_matches(key, names, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(names)}"
+    return f"unknown key {'.'.join([*tables, key])!r}: {advice}"
+
+
+def _keys(tables: Sequence[str]) -> list[str]:
+    """Valid keys of the table found by walking `tables` down from the recipe."""
+    model: type[BaseModel] = Recipe
+    for table in tables:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        annotation = fields[table].annotation
+        inner = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and _is_table(a)), None)
+        model = inner or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _is_table(annotation: type) -> bool:
+    return issubclass(annotation, BaseModel)
