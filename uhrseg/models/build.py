@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from uhrseg.models.relay import ORDERS
 from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
 from uhrseg.models.threshold import Threshold
+from uhrseg.models.vit import timm_vit, vit
 
 __all__ = ["HEADS", "MODELS", "ModelEntry", "build"]
 
@@ -32,6 +34,9 @@ class ModelEntry:
 
 
 MODELS: dict[str, ModelEntry] = {
+    "vit_s": ModelEntry(vit, {}, "deit3_small_patch16_224.fb_in22k_ft_in1k"),
+    "vit_m": ModelEntry(vit, {"embed_dim": 512, "heads": 8}, "deit3_medium_patch16_224.fb_in22k_ft_in1k"),
+    "vit_b": ModelEntry(vit, {"embed_dim": 768, "heads": 12}, "deit3_base_patch16_224.fb_in22k_ft_in1k"),
     "swinv2_t": ModelEntry(SwinTrunk, {}, "swinv2_tiny_window8_256.ms_in1k"),
     "swinv2_s": ModelEntry(SwinTrunk, _SWIN_S, "swinv2_small_window8_256.ms_in1k"),
     "swinv2_b": ModelEntry(
@@ -47,6 +52,7 @@ MODELS: dict[str, ModelEntry] = {
 
 HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "upernet": UperHead}
 
+_TIMM = "timm:"
 _STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
@@ -66,13 +72,13 @@ def build(
 ) -> nn.Module:
     """Make a network ``model(local, context) -> SegOutput`` for windows of ``size`` pixels.
 
-    trunk: a name in `MODELS`. strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or
+    trunk: a name in `MODELS`, or 'timm:NAME' for any plain timm VisionTransformer. strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or
     'single' (one scale, none). order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13).
     share_projector: both scales use one patch projection. head: a name in `HEADS`.
     options: of the trunk (embed_dim, depths, heads, window, patch_size, drop_path) or head (head_channels).
     Raises `InputError` naming what is unknown, with the nearest known name.
     """
-    entry = _lookup("trunk", trunk, MODELS)
+    entry = _entry(trunk)
     if entry.trunk is Threshold:
         return Threshold(bands, classes, **_known(trunk, options, _options_of(Threshold, 2)))
     _lookup("strategy", strategy, _STRATEGIES)
@@ -88,6 +94,15 @@ def build(
     body = entry.trunk(bands, size, tokens, separate, **given)
     top = make_head(body.channels, body.strides, classes, **{k: v for k, v in options.items() if k in head_names})
     return Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
+
+
+def _entry(trunk: str) -> ModelEntry:
+    """The entry of a name; 'timm:NAME' stands for any timm ViT."""
+    if trunk.startswith(_TIMM):
+        name = trunk.removeprefix(_TIMM)
+        return ModelEntry(functools.partial(timm_vit, name), {}, name)
+    entry: ModelEntry = _lookup("trunk", trunk, MODELS)
+    return entry
 
 
 def _lookup(what: str, name: str, known: Any) -> Any:

@@ -47,9 +47,7 @@ class UperHead(nn.Module):
 
     last_only = False
 
-    def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], classes: int, head_channels: int = 128
-    ) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, head_channels: int = 128) -> None:
         super().__init__()
         if head_channels % _GROUPS:
             raise InputError(f"head_channels = {head_channels}: give a multiple of {_GROUPS} (groups of its norms)")

@@ -10,45 +10,60 @@ from torch import Tensor
 
 __all__ = ["from_published"]
 
-# (pattern, replacement): first match wins. Inputs have lost the Lightning prefix 'net.'.
-_RENAMES = (
-    (r"^seg_head\.layers\.0\.", "head."),
-    (r"^model\.(?:register_token)$", "trunk.relays"),
-    (r"^model\.patch_embed\.0\.", "trunk.patch_embed."),
+# (pattern, replacement): first match wins; keys have lost the Lightning prefix 'net.'. Sub-modules of the ViT with
+# relays sit in lists, so '.0' follows their names; an older class lacks it, and both are read.
+_SWIN = (
+    (r"^model\.register_token$", "trunk.relays"),
     (r"^model\.patch_embed\.1\.", "trunk.context_embed."),
-    (r"^model\.patch_embed\.(?=proj|norm)", "trunk.patch_embed."),
+    (r"^model\.patch_embed\.(0\.)?(?=proj|norm)", "trunk.patch_embed."),
     (r"^model\.layers\.(\d+)\.downsample_token\.", r"trunk.layers.\1.relay_projection."),
-    (r"^model\.layers\.", "trunk.layers."),
-    (r"^model\.norm\.", "trunk.norm."),
+    (r"^model\.(layers|norm)\.", r"trunk.\1."),
 )
+_VIT = (
+    (r"^model\.reg_token$", "trunk.relays"),
+    (r"^model\.patch_embed\.1\.", "trunk.context_embed."),
+    (r"^(model|ViT)\.patch_embed\.(0\.)?(?=proj|norm)", "trunk.body.patch_embed."),
+    (r"^(model|ViT)\.blocks\.(\d+)\.(norm1|attn|norm2|mlp)\.(0\.)?(?!\d)", r"trunk.body.blocks.\2.\3."),
+    (r"^model\.pos_embed\.1$", "trunk.context_pos_embed"),
+    (r"^(model|ViT)\.pos_embed(\.0)?$", "trunk.body.pos_embed"),
+)
+_HEAD = ((r"^seg_head\.layers\.0\.", "head."),)
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rename a published state dict; returns what our networks know and what is left over (unused classifiers).
+    """Rename a published state dict; returns what our networks know and, under its old names, what is left over.
 
-    Two projectors with identical values are the published form of a shared one: the second is left over.
+    Left over are unused classifiers and, where both scales share their projector, its second copy: two projectors of
+    identical values are how a shared one was published. A ViT with separate blocks per scale leaves '.1.' keys over.
     """
-    mapped: dict[str, Tensor] = {}
-    leftover: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name = _rename(key.removeprefix("net."))
-        (leftover if name is None else mapped)[name or key] = tensor
-    return _drop_shared(mapped, leftover)
+    state = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    table = (_SWIN if any(key.startswith("model.layers.") for key in state) else _VIT) + _HEAD
+    names = {key: _rename(key, table) for key in state}
+    shared = _shared_copies(state)
+    mapped = {name: state[key] for key, name in names.items() if name is not None and key not in shared}
+    leftover = {key: state[key] for key, name in names.items() if name is None or key in shared}
+    return _split_positions(mapped), leftover
 
 
-def _rename(key: str) -> str | None:
-    for pattern, replacement in _RENAMES:
+def _rename(key: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in table:
         new, count = re.subn(pattern, replacement, key)
         if count:
             return new
     return None
 
 
-def _drop_shared(
-    mapped: dict[str, Tensor], leftover: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    twins = {k: k.replace("context_embed", "patch_embed") for k in mapped if "context_embed" in k}
-    if twins and all(torch.equal(mapped[k], mapped[twin]) for k, twin in twins.items()):
-        leftover = {**leftover, **{k: mapped[k] for k in twins}}
-        mapped = {k: v for k, v in mapped.items() if k not in twins}
-    return mapped, leftover
+def _shared_copies(state: Mapping[str, Tensor]) -> set[str]:
+    twins = {key: key.replace("patch_embed.1.", "patch_embed.0.") for key in state if ".patch_embed.1." in key}
+    return set(twins) if all(torch.equal(state[a], state[b]) for a, b in twins.items()) else set()
+
+
+def _split_positions(mapped: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first R rows of a ViT's position table belong to the relays; the context's table wins, being read last."""
+    own, context, relays = "trunk.body.pos_embed", "trunk.context_pos_embed", mapped.get("trunk.relays")
+    if relays is None or own not in mapped:
+        return mapped
+    count = relays.shape[1]
+    tables = {name: mapped[name] for name in (own, context) if name in mapped}
+    rows = {name: table[:, count:] for name, table in tables.items()}
+    return {**mapped, **rows, "trunk.relay_position": tables.get(context, tables[own])[:, :count]}

@@ -9,7 +9,7 @@ Letters in shapes: B batch, R relay tokens, C channels. Patch tokens have the la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -31,14 +31,16 @@ class Block(Protocol):
     ``relays`` None: a plain transformer block.
     """
 
-    def __call__(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]:
+        """The updated tokens and relays (B, R, C)."""
 
 
 class Stage(Protocol):
     """Blocks of one resolution, with what leads into them."""
 
     @property
-    def blocks(self) -> Sequence[Block]: ...
+    def blocks(self) -> Iterable[Block]:
+        """The blocks, first to last."""
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Patch tokens of the previous stage -> tokens of this one (one scale)."""
@@ -51,7 +53,8 @@ class Trunk(Protocol):
     """What a transformer offers so that relays can run through it."""
 
     @property
-    def stages(self) -> Sequence[Stage]: ...
+    def stages(self) -> Iterable[Stage]:
+        """The stages, finest first."""
 
     def embed(self, image: Tensor, scale: Scale) -> Tensor:
         """Image (B, bands, size, size) -> patch tokens; ``scale`` chooses the projector."""
@@ -64,10 +67,10 @@ def one_scale(trunk: Trunk, image: Tensor) -> list[Tensor]:
     """Run one image; relays, if the trunk has any, act as registers. Returns the tokens after each stage."""
     tokens, relays = trunk.embed(image, LOCAL), trunk.first_relays(image.shape[0])
     outputs = []
-    for stage in trunk.stages:
+    for stage, blocks, is_last in _walk(trunk):
         tokens, relays = stage.merge(tokens), _project(stage, relays)
-        for block in stage.blocks:
-            tokens, relays = block(tokens, relays, "tokens" if _is_last(trunk, stage, block) else "both")
+        for block in blocks:
+            tokens, relays = block(tokens, relays, "tokens" if is_last and block is blocks[-1] else "both")
         outputs.append(tokens)
     return outputs
 
@@ -84,10 +87,10 @@ def two_scales(
     f_local, f_context = trunk.embed(local, LOCAL), trunk.embed(context, CONTEXT)
     relays = trunk.first_relays(local.shape[0])
     locals_, contexts = [], []
-    for stage in trunk.stages:
+    for stage, blocks, is_last in _walk(trunk):
         f_local, f_context, relays = stage.merge(f_local), stage.merge(f_context), _project(stage, relays)
-        for block in stage.blocks:
-            if not with_context and _is_last(trunk, stage, block):
+        for block in blocks:
+            if is_last and block is blocks[-1] and not with_context:
                 f_local = last_step(block, f_local, f_context, relays)
             else:
                 f_local, f_context, relays = step(block, f_local, f_context, relays)
@@ -140,5 +143,8 @@ def _project(stage: Stage, relays: Tensor | None) -> Tensor | None:
     return None if relays is None else stage.project(relays)
 
 
-def _is_last(trunk: Trunk, stage: Stage, block: Block) -> bool:
-    return stage is trunk.stages[-1] and block is stage.blocks[-1]
+def _walk(trunk: Trunk) -> Iterator[tuple[Stage, list[Block], bool]]:
+    """Each stage with its blocks, and whether it is the last."""
+    stages = list(trunk.stages)
+    for stage in stages:
+        yield stage, list(stage.blocks), stage is stages[-1]

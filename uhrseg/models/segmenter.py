@@ -56,7 +56,9 @@ class Segmenter(nn.Module):
     def _check(self, name: str, image: Tensor) -> None:
         size = self.trunk.size
         if image.ndim != 4 or tuple(image.shape[1:]) != (self.bands, size, size):
-            raise InputError(f"{name} has shape {tuple(image.shape)}; this model takes (B, {self.bands}, {size}, {size})")
+            raise InputError(
+                f"{name} has shape {tuple(image.shape)}; this model takes (B, {self.bands}, {size}, {size})"
+            )
 
     def _refuse_context(self, context: Tensor | None, with_context_logits: bool | None) -> None:
         if context is not None or with_context_logits:

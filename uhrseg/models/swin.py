@@ -194,4 +194,3 @@ def _check(size: int, embed_dim: int, depths: Sequence[int], heads: Sequence[int
         dim = embed_dim * 2**i
         if dim % count:
             raise InputError(f"heads[{i}] = {count} does not divide the {dim} channels of its stage")
-

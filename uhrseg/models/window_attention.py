@@ -106,7 +106,12 @@ class CosineAttention(WindowAttention):
 
 def _split_heads(x: Tensor, parts: int, tokens: int, heads: int) -> tuple[Tensor, ...]:
     """(B, W, N, parts * C) -> parts tensors (B*W, h, N, d), contiguous: the products below run faster so."""
-    return x.reshape(-1, tokens, parts, heads, x.shape[-1] // (parts * heads)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+    return (
+        x.reshape(-1, tokens, parts, heads, x.shape[-1] // (parts * heads))
+        .permute(2, 0, 3, 1, 4)
+        .contiguous()
+        .unbind(0)
+    )
 
 
 def _unit(x: Tensor, scale: Tensor | None) -> Tensor:
