@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
+from rasterio.windows import Window
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -84,8 +89,49 @@ def test_documents_hold_examples() -> None:
 
 
 @pytest.mark.parametrize(("document", "command"), DOCUMENTED)
-def test_documented_commands_run(document: str, command: str, playground: Path) -> None:
+def test_documented_commands_run(
+    document: str, command: str, playgrounds: Playgrounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(playgrounds(document))
     words = shlex.split(command)[1:]
     extra = [word for word in EXTRA.get(words[0], ()) if word not in words]
     result = CliRunner().invoke(app, [*words, *extra])
     assert result.exit_code == 0, result.stderr
+
+
+Playgrounds = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def playgrounds(tmp_path_factory: pytest.TempPathFactory, parcel: Path) -> Playgrounds:
+    """One folder per document, in which its commands run in order: small copies of what they name."""
+
+    @cache
+    def folder_of(document: str) -> Path:
+        folder = tmp_path_factory.mktemp(document.partition(".")[0])
+        shutil.copytree(ROOT / "recipes", folder / "recipes")
+        (folder / "examples").mkdir()
+        for split in ("train", "val"):
+            (folder / "data" / split).mkdir(parents=True)
+            write_crop(
+                parcel, folder / "data" / split / f"{split}_dtm.tif", folder / "data" / split / f"{split}_mask.tif"
+            )
+        write_crop(parcel, folder / "parcel.tif")
+        write_crop(parcel, folder / "examples" / "parcel.tif")
+        return folder
+
+    return folder_of
+
+
+def write_crop(parcel: Path, path: Path, mask: Path | None = None) -> None:
+    """300 x 260 px of the parcel, and labels whose classes 0 to 4 lie in columns."""
+    with rasterio.open(parcel) as source:
+        window = Window(100, 50, 300, 260)
+        profile = source.profile | {"width": 300, "height": 260, "transform": source.window_transform(window)}
+        values = source.read(1, window=window)
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(values, 1)
+    if mask:
+        labels = np.broadcast_to(np.arange(300) // 60, (260, 300)).astype(np.uint8)
+        with rasterio.open(mask, "w", **profile | {"dtype": "uint8", "nodata": 255}) as target:
+            target.write(labels, 1)

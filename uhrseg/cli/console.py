@@ -37,17 +37,10 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
-        except KeyboardInterrupt as stop:
-            message = str(stop) or "Interrupted: nothing unfinished was left behind."
-            code = INTERRUPTED
-        except UhrsegError as error:
-            message, code = f"Error: {error}", error.exit_code
-        except OSError as error:  # disk full, permission denied, a file gone: the system's own sentence says it
-            message, code = f"Error: {error}", 1
-        except Exception as error:  # noqa: BLE001  the last line before the user: a bug, said as such, exit 1
-            message, code = _our_bug(error), 1
-        if ctx.params.get("debug"):
-            traceback.print_exc(file=sys.stderr)
+        except (KeyboardInterrupt, Exception) as failure:  # noqa: BLE001  nothing stands between here and the user
+            if ctx.params.get("debug"):
+                traceback.print_exc(file=sys.stderr)
+            message, code = _verdict(failure)
         say(message)
         raise typer.Exit(code)
 
@@ -88,8 +81,14 @@ def _listen_to_the_library(params: dict[str, Any]) -> None:
     logger.propagate = False
 
 
-def _our_bug(error: Exception) -> str:
-    return (
-        f"Error: {type(error).__name__}: {' '.join(str(error).split())}. This is a bug in uhrseg: "
-        "run the command again with --debug and report what it prints."
-    )
+def _verdict(failure: BaseException) -> tuple[str, int]:
+    """The message and the exit code of a failure."""
+    if isinstance(failure, KeyboardInterrupt):
+        return str(failure) or "Interrupted: nothing unfinished was left behind.", INTERRUPTED
+    if isinstance(failure, UhrsegError):
+        return f"Error: {failure}", failure.exit_code
+    if isinstance(failure, OSError):  # disk full, permission denied, a file gone: the system's own sentence says it
+        return f"Error: {failure}", 1
+    text = " ".join(str(failure).split())
+    advice = "This is a bug in uhrseg: run the command again with --debug and report what it prints."
+    return f"Error: {type(failure).__name__}: {text}. {advice}", 1
