@@ -292,9 +292,7 @@ def _failure(path: Path, reason: str) -> RunError:
 def _category_names(names: Sequence[str]) -> str:
     """GDAL's sidecar (PAM) with the category names of band 1."""
     items = "".join(f"<Category>{escape(name)}</Category>" for name in names)
-    return (
-        f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{items}</CategoryNames></PAMRasterBand></PAMDataset>\n'
-    )
+    return f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{items}</CategoryNames></PAMRasterBand></PAMDataset>\n'
 
 
 def _sidecar(path: Path) -> Path:

@@ -49,9 +49,7 @@ def polygon_qml(legend: Legend) -> str:
     )
     categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
     for c in legend.classes:
-        SubElement(
-            categories, "category", value=c.name, label=c.name, symbol=str(c.id), render="true", type="string"
-        )
+        SubElement(categories, "category", value=c.name, label=c.name, symbol=str(c.id), render="true", type="string")
         _fill(symbols, c)
     SubElement(root, "layerGeometryType").text = "2"  # polygons
     return _document(root)

@@ -1,0 +1,192 @@
+"""Polygons: the same components as the whole raster has, however it is cut into strips; measured in metres."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.features import rasterize, shapes
+from scipy import ndimage
+
+from uhrseg.errors import InputError, RunError
+from uhrseg.geo.vector import PolygonRecord, pixel_areas, polygonise
+from uhrseg.legend import Legend, LegendClass
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+LEGEND = Legend(tuple(LegendClass(i, name, "#804020") for i, name in enumerate(["background", "a", "b"])), background=0)
+UTM = "EPSG:32633"
+NORTH_UP = Affine(2, 0, 500000, 0, -2, 5000000)
+
+
+def write_raster(
+    path: Path, image: NDArray[np.uint8], transform: Affine = Affine.identity(), crs: str | None = None
+) -> Path:
+    height, width = image.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=1, dtype="uint8", transform=transform, crs=crs
+    ) as target:
+        target.write(image, 1)
+    return path
+
+
+def four_connected(image: NDArray[np.uint8], value: int) -> tuple[NDArray[np.int32], int]:
+    return ndimage.label(image == value)
+
+
+images = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(
+    lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 1, 2, 255]))
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(image=images, strip_rows=st.integers(1, 20), seed=st.integers(0, 9))
+def test_any_strip_height_gives_the_components_of_the_whole_raster(
+    image: NDArray[np.uint8], strip_rows: int, seed: int
+) -> None:
+    confidence = np.random.default_rng(seed).integers(0, 255, image.shape, dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        labels_path = write_raster(Path(folder, "labels.tif"), image)
+        confidence_path = write_raster(Path(folder, "confidence.tif"), confidence)
+        records = list(polygonise(labels_path, confidence_path, LEGEND, [0, 1, 2], strip_rows=strip_rows))
+    geometries = [r.geometry for r in records]
+    assert all(g.geom_type == "Polygon" and g.is_valid for g in geometries)
+    whole = [(shapely.geometry.shape(g), v) for g, v in shapes(image, mask=image != 255, connectivity=4)]
+    assert {(shapely.normalize(r.geometry).wkb, r.class_id) for r in records} == {
+        (shapely.normalize(g).wkb, int(v)) for g, v in whole
+    }
+    for value in (0, 1, 2):
+        labelled, count = four_connected(image, value)
+        mine = [r for r in records if r.class_id == value]
+        assert len(mine) == count
+        assert sum(r.geometry.area for r in mine) == (labelled > 0).sum()
+        for record in mine:
+            inside = rasterize([record.geometry], image.shape).astype(bool)
+            assert (np.unique(labelled[inside]) > 0).all() and inside.sum() == record.geometry.area
+            assert record.confidence == pytest.approx(confidence[inside].mean() / 254, abs=1e-12)
+
+
+@pytest.mark.parametrize("strip_rows", [1, 37, 512])
+def test_a_noisy_raster_of_many_strips(tmp_path: Path, strip_rows: int) -> None:
+    """Near the percolation threshold components are long, tangled and full of holes that touch at corners."""
+    image = (np.random.default_rng(3).random((512, 300)) < 0.6).astype(np.uint8)
+    records = list(polygonise(write_raster(tmp_path / "n.tif", image), None, LEGEND, [1], strip_rows=strip_rows))
+    labelled, count = four_connected(image, 1)
+    assert len(records) == count
+    assert sorted(r.geometry.area for r in records) == sorted(np.bincount(labelled.ravel())[1:])
+    assert all(r.geometry.is_valid for r in records)
+    np.testing.assert_array_equal(rasterize([r.geometry for r in records], image.shape), image)
+
+
+def test_nested_rings_stay_whole(tmp_path: Path) -> None:
+    image = np.zeros((41, 41), np.uint8)
+    for inset in range(0, 20, 4):
+        image[inset : 41 - inset, inset : 41 - inset] = 1
+        image[inset + 2 : 39 - inset, inset + 2 : 39 - inset] = 0
+    records = list(polygonise(write_raster(tmp_path / "r.tif", image), None, LEGEND, [1], strip_rows=3))
+    assert len(records) == 5 == four_connected(image, 1)[1]
+    assert sorted(len(r.geometry.interiors) for r in records) == [1, 1, 1, 1, 1]
+
+
+def test_polygons_have_no_needless_corners(tmp_path: Path) -> None:
+    image = np.ones((50, 7), np.uint8)
+    (record,) = polygonise(write_raster(tmp_path / "one.tif", image), None, LEGEND, [1], strip_rows=4)
+    assert shapely.get_num_coordinates(record.geometry) == 5
+    assert record.geometry.equals(shapely.box(0, 0, 7, 50))
+
+
+@pytest.mark.parametrize(
+    ("transform", "crs", "square_metres", "metres"),
+    [
+        (NORTH_UP, UTM, 4.0, 2.0),
+        (Affine(1.2, 1.6, 5e5, 1.6, -1.2, 5e6), UTM, 4.0, 2.0),
+        (Affine(2, 0, 5e5, 0, 2, 5e6), UTM, 4.0, 2.0),
+        (Affine(10, 0, 6e6, 0, -10, 2e6), "EPSG:2263", (10 * 0.30480060960121924) ** 2, 10 * 0.30480060960121924),
+    ],
+    ids=["north_up", "rotated", "south_up", "us_survey_feet"],
+)
+def test_planar_measures(tmp_path: Path, transform: Affine, crs: str, square_metres: float, metres: float) -> None:
+    image = np.zeros((9, 9), np.uint8)
+    image[1:6, 2:6] = 1
+    image[3, 4] = 0
+    (record,) = polygonise(write_raster(tmp_path / "p.tif", image, transform, crs), None, LEGEND, [1], strip_rows=2)
+    assert record.area_m2 == pytest.approx(19 * square_metres)
+    assert record.perimeter_m == pytest.approx((18 + 4) * metres)
+    assert record.compactness == pytest.approx(4 * np.pi * 19 / 22**2)
+    assert record.confidence is None and record.class_name == "a"
+    assert shapely.box(0, 0, 9, 9).area * square_metres >= record.area_m2
+    expected = shapely.Point(transform @ (2, 1))
+    assert record.geometry.distance(expected) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:4807"])
+def test_geodesic_measures_agree_with_a_local_projection(tmp_path: Path, crs: str) -> None:
+    """At 60 degrees north a degree of longitude is half as long, and pseudo-Mercator areas are four times too big."""
+    to_crs = pyproj.Transformer.from_crs(4326, crs, always_xy=True)
+    left, top = to_crs.transform(3.0, 60.0)
+    step = 10.0 if crs == "EPSG:3857" else 1e-4
+    transform = Affine(step, 0, left, 0, -step, top)
+    image = np.zeros((40, 60), np.uint8)
+    image[5:35, 10:50] = 1
+    image[10:20, 20:30] = 0
+    path = write_raster(tmp_path / "g.tif", image, transform, crs)
+    (record,) = polygonise(path, None, LEGEND, [1], strip_rows=7)
+    to_equal_area = pyproj.Transformer.from_crs(crs, "+proj=laea +lat_0=60 +lon_0=3 +ellps=WGS84", always_xy=True)
+    local = shapely.transform(record.geometry, lambda xy: np.stack(to_equal_area.transform(*xy.T), axis=1))
+    assert record.area_m2 == pytest.approx(local.area, rel=2e-4)  # other ellipsoid for EPSG:4807
+    assert record.perimeter_m == pytest.approx(local.length, rel=2e-4)
+    by_row = pixel_areas(GeoBox(image.shape, transform, crs))
+    assert by_row is not None
+    assert (image.sum(axis=1) * by_row).sum() == pytest.approx(record.area_m2, rel=1e-6)
+
+
+def test_pixel_areas_of_a_plane_and_of_nothing() -> None:
+    assert pixel_areas(GeoBox((3, 4), NORTH_UP, UTM)).tolist() == [4, 4, 4]
+    assert pixel_areas(GeoBox((3, 4), NORTH_UP, None)) is None
+
+
+def test_min_area_is_in_square_metres(tmp_path: Path) -> None:
+    image = np.zeros((9, 9), np.uint8)
+    image[0, 0] = image[4:6, 4:6] = 1
+    path = write_raster(tmp_path / "m.tif", image, NORTH_UP, UTM)
+    areas = [[r.area_m2 for r in polygonise(path, None, LEGEND, [1], min_area_m2=m)] for m in (4, 4.1, 16, 17)]
+    assert areas == [[4, 16], [16], [16], []]
+
+
+def test_without_crs_there_are_no_metres(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "n.tif", np.ones((2, 2), np.uint8))
+    (record,) = polygonise(path, None, LEGEND, [1])
+    assert record.area_m2 is None and record.perimeter_m is None
+    assert record.compactness == pytest.approx(np.pi / 4)
+    with pytest.raises(InputError, match="has no CRS"):
+        polygonise(path, None, LEGEND, [1], min_area_m2=1)
+
+
+def test_only_the_classes_asked_for_and_never_nodata(tmp_path: Path) -> None:
+    image = np.array([[0, 1, 2, 255]], np.uint8)
+    path = write_raster(tmp_path / "c.tif", image)
+    for classes in ([1], [0, 2], []):
+        assert [r.class_id for r in polygonise(path, None, LEGEND, classes)] == classes
+
+
+def test_unreadable_map(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot read .*none\.tif"):
+        polygonise(tmp_path / "none.tif", None, LEGEND, [1])
+
+
+def test_records_are_plain_values(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "v.tif", np.ones((2, 2), np.uint8), NORTH_UP, UTM)
+    (record,) = polygonise(path, path, LEGEND, [1])
+    assert isinstance(record, PolygonRecord)
+    assert {type(getattr(record, f)) for f in ("area_m2", "perimeter_m", "confidence", "compactness")} == {float}

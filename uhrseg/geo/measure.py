@@ -1,0 +1,67 @@
+"""Areas in square metres and perimeters in metres, whatever the CRS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import degrees
+
+import numpy as np
+import pyproj
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+__all__ = ["Measure", "measure", "pixel_areas", "planar", "to_map"]
+
+Measure = Callable[[NDArray[np.object_]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Polygons (P,), shells and holes turning opposite ways, to their areas (P,) and the lengths (P,) of all rings."""
+
+
+def pixel_areas(geobox: GeoBox) -> NDArray[np.float64] | None:
+    """Square metres of one pixel in each row (Y,), None without a CRS.
+
+    Geodesic on the CRS's ellipsoid (Karney 2013, by PROJ) for geographic CRS and for pseudo-Mercator, taken at
+    the middle column; else planar: the pixel's area times the square of the CRS's unit in metres.
+    """
+    if geobox.crs is None:
+        return None
+    column, rows = geobox.width // 2, np.arange(geobox.height)
+    pixels = to_map(shapely.box(column, rows, column + 1, rows + 1), geobox.transform)
+    return measure(geobox.crs.proj)(pixels)[0]
+
+
+def to_map(polygons: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
+    """Pixel corners (column, row) to map coordinates."""
+    matrix = np.array(transform).reshape(3, 3)
+    return shapely.transform(polygons, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2])
+
+
+def measure(crs: pyproj.CRS) -> Measure:
+    """How to measure in a CRS: on the ellipsoid if it is geographic or pseudo-Mercator, else on its plane."""
+    operation = crs.coordinate_operation
+    if crs.is_geographic or (operation is not None and "Pseudo Mercator" in operation.method_name):
+        return _geodesic(crs)
+    return planar(crs.axis_info[0].unit_conversion_factor)
+
+
+def planar(metres: float) -> Measure:
+    """On the plane of a CRS whose unit is so many metres."""
+    return lambda polygons: (shapely.area(polygons) * metres**2, shapely.length(polygons) * metres)
+
+
+def _geodesic(crs: pyproj.CRS) -> Measure:
+    """On the ellipsoid of a CRS."""
+    ellipsoid = crs.get_geod()
+    to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    unit = degrees(crs.geodetic_crs.axis_info[0].unit_conversion_factor)  # radians per unit of angle
+
+    def geodesic(polygons: NDArray[np.object_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sums = np.zeros((2, len(polygons)))
+        rings, owner = shapely.get_rings(polygons, return_index=True)
+        for ring, polygon in zip(rings, owner, strict=True):
+            lon, lat = to_lonlat.transform(*shapely.get_coordinates(ring).T)
+            sums[:, polygon] += ellipsoid.polygon_area_perimeter(lon * unit, lat * unit)
+        return np.abs(sums[0]), sums[1]  # a hole turns the other way than its shell: its area is subtracted
+
+    return geodesic
