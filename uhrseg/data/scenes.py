@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ __all__ = ["MEMORY_PIXELS", "TrainingScene", "Windows", "band_statistics", "load
 
 MEMORY_PIXELS = 64_000_000
 """Data sets up to this many pixels are held in memory."""
+
+ContextKind = Literal["average", "decimate"]
 
 _STRIP = 1024  # rows read at a time when a whole scene is walked through
 _CENTRES = 500_000  # pixels of one class remembered per scene for balanced centres
@@ -117,9 +119,15 @@ class TrainingScene:
 
 
 def load_scenes(
-    rasters: Sequence[LabelledRaster], data: DataTable, factor: int | None, folder: Path | None = None
+    rasters: Sequence[LabelledRaster],
+    data: DataTable,
+    factor: int | None,
+    context: ContextKind = "average",
+    folder: Path | None = None,
 ) -> list[TrainingScene]:
     """Open `rasters` and their labels; small data sets go to memory. `folder` keeps the coarse grids of large ones.
+
+    `factor` and `context` as in the recipe's window table (None: no context).
 
     Raises `InputError` for rasters that do not fit the recipe (bands, GSD) or labels that do not fit the legend.
     """
@@ -127,14 +135,20 @@ def load_scenes(
     for scene in scenes:
         _check_gsd(scene, data.gsd_m)
     in_memory = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
-    return [_load(*pair, data, factor, folder, in_memory) for pair in zip(rasters, scenes, strict=True)]
+    return [_load(*pair, data, factor, context, folder, in_memory) for pair in zip(rasters, scenes, strict=True)]
 
 
 def _load(
-    source: LabelledRaster, scene: Scene, data: DataTable, factor: int | None, folder: Path | None, in_memory: bool
+    source: LabelledRaster,
+    scene: Scene,
+    data: DataTable,
+    factor: int | None,
+    how: ContextKind,
+    folder: Path | None,
+    in_memory: bool,
 ) -> TrainingScene:
     derived = Derived(scene, data.band)
-    coarse = build_coarse(derived, factor, folder)
+    coarse = build_coarse(derived, factor, folder, how)
     height, width = scene.geobox.shape
     local: Windows = Filled(derived, coarse.padding)
     context: Windows | None = None if factor is None else Filled(coarse, coarse.padding)

@@ -72,7 +72,8 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
     fabric = _launch(device, resolve_precision(recipe.train.precision, device))
     run_dir = Path(run_dir)
     _prepare_folder(recipe, run_dir, resume, fabric)
-    scenes = load_scenes(find_rasters(recipe.data, "train"), recipe.data, recipe.context_factor, run_dir)
+    rasters = find_rasters(recipe.data, "train")
+    scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, run_dir)
     val = find_rasters(recipe.data, "val") if recipe.data.val else []
     mean, std = band_statistics(scenes)
     chips = Chips(
