@@ -1,0 +1,193 @@
+"""One chunk of a scene: read rows of windows ahead, run the model, blend, give finished strips of uint8."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uhrseg.engine.blend import Blender, quantise
+from uhrseg.engine.device import Runner
+from uhrseg.geo.bands import Derived, fill
+from uhrseg.geo.coarse import Coarse
+from uhrseg.geo.plan import Chunk, TilePlan, shifted
+from uhrseg.legend import NODATA
+
+__all__ = ["Job", "Strip", "run_chunk"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every chunk of a prediction shares."""
+
+    derived: Derived
+    coarse: Coarse
+    plan: TilePlan
+    ramp: NDArray[np.float32]
+    batch_size: int
+    confidence: bool
+    probabilities: bool
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished pixels of a scene: uint8 `labels` (Y, X), `confidence` (Y, X), `probabilities` (C, Y, X); 255 is nodata.
+
+    Confidence is the top probability times 254, probabilities are times 254 too; either may be None.
+    """
+
+    rows: slice
+    cols: slice
+    labels: NDArray[np.uint8]
+    confidence: NDArray[np.uint8] | None
+    probabilities: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class _WindowRow:
+    """Padded pixels under one row of a chunk's windows: every window of the row is a slice of them."""
+
+    local: NDArray[np.float32]  # (C, S, X)
+    context: NDArray[np.float32] | None  # (C, S, cells)
+    valid: NDArray[np.bool_]  # (S, X)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """One window pair at a lattice position: views of its row's pixels."""
+
+    row: int
+    col: int
+    local: NDArray[np.float32]  # (C, S, S)
+    context: NDArray[np.float32] | None  # (C, S, S)
+
+
+class _Reader:
+    """Reads the chunk's rows of windows, one ahead of the model, and remembers which pixels are valid."""
+
+    def __init__(self, job: Job, chunk: Chunk) -> None:
+        self.job = job
+        self.rows = job.plan.touching(chunk.rows, job.plan.rows)
+        self.cols = job.plan.touching(chunk.cols, job.plan.cols)
+        self.seconds = 0.0
+        self.skipped = 0  # windows without a valid pixel since it was last asked
+        self._chunk = chunk
+        self._valid: dict[int, NDArray[np.bool_] | None] = {}
+
+    def __iter__(self) -> Iterator[_Window]:
+        """The windows that hold a valid pixel, in lattice order."""
+        with ThreadPoolExecutor(1, thread_name_prefix="uhrseg-read") as thread:
+            ahead = thread.submit(self._read, self.rows[0])
+            for row in self.rows:
+                pixels = ahead.result()
+                if row + 1 in self.rows:
+                    ahead = thread.submit(self._read, row + 1)
+                yield from self._cut(row, pixels)
+
+    def valid(self, row: int, rows: slice) -> NDArray[np.bool_]:
+        """Validity of the chunk's pixels in `rows`, which lie under window row `row`; asked once per row."""
+        known = self._valid.pop(row)
+        if known is None:
+            return np.zeros((rows.stop - rows.start, self._chunk.shape[1]), dtype=np.bool_)
+        top = self.job.plan.start(row)
+        left = self._chunk.cols.start - self.job.plan.start(self.cols[0])
+        return known[rows.start - top : rows.stop - top, left : left + self._chunk.shape[1]]
+
+    def _read(self, row: int) -> _WindowRow:
+        started = time.perf_counter()
+        job, plan, size = self.job, self.job.plan, self.job.plan.size
+        across = plan.start(self.cols[-1]) - plan.start(self.cols[0])
+        box = shifted(plan.geobox, plan.start(row), plan.start(self.cols[0]), (size, across + size))
+        local, valid = job.derived.read(box)
+        fill(local, valid, job.coarse.padding)
+        context = None
+        if plan.factor is not None and valid.any():
+            corner = plan.context_start(row), plan.context_start(self.cols[0])
+            cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
+            context = fill(*job.coarse.read(cells), job.coarse.padding)
+        self.seconds += time.perf_counter() - started
+        return _WindowRow(local, context, valid)
+
+    def _cut(self, row: int, pixels: _WindowRow) -> Iterator[_Window]:
+        plan, size = self.job.plan, self.job.plan.size
+        self._valid[row] = pixels.valid if pixels.valid.any() else None  # rows of nodata take no memory
+        for col in self.cols:
+            left = plan.start(col) - plan.start(self.cols[0])
+            if not pixels.valid[:, left : left + size].any():
+                self.skipped += 1
+                continue
+            context = None
+            if plan.factor is not None and pixels.context is not None:
+                context = pixels.context[:, :, left // plan.factor :][:, :, :size]
+            yield _Window(row, col, pixels.local[:, :, left : left + size], context)
+
+
+def run_chunk(
+    job: Job, runner: Runner, chunk: Chunk, stop: Event, tick: Callable[[int], None]
+) -> Iterator[tuple[Strip, float]]:
+    """Strips of the chunk from top to bottom, each with the seconds spent reading for it.
+
+    Every window that touches the chunk is run, in lattice order, so that the strips do not depend on how the scene
+    was cut. Windows without a valid pixel are not run. `tick(n)` is called as n more windows are done; when `stop`
+    is set, it ends early.
+    """
+    reader = _Reader(job, chunk)
+    blender = Blender(job.plan, chunk, runner.classes, job.ramp, runner.device)
+    results = _run(reader, runner, stop, tick)
+    coming = next(results, None)
+    for row in reader.rows:
+        while coming is not None and coming[0].row == row:
+            window, logits = coming
+            blender.add(row, window.col, logits)
+            coming = next(results, None)
+        if stop.is_set():
+            return
+        strip = _finish(job, blender, reader, chunk, row)
+        if strip is not None:
+            yield strip, reader.seconds
+            reader.seconds = 0.0
+        blender.advance()
+
+
+def _run(
+    reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], None]
+) -> Iterator[tuple[_Window, Tensor]]:
+    """Windows with their logits (classes, S, S), in lattice order; batches run on from one row to the next."""
+    batch: list[_Window] = []
+    for window in reader:
+        batch.append(window)
+        if len(batch) == reader.job.batch_size:
+            yield from _run_batch(batch, runner)
+            tick(len(batch) + reader.skipped)
+            batch, reader.skipped = [], 0
+        if stop.is_set():
+            return
+    if batch:
+        yield from _run_batch(batch, runner)
+    tick(len(batch) + reader.skipped)
+
+
+def _run_batch(batch: list[_Window], runner: Runner) -> Iterator[tuple[_Window, Tensor]]:
+    local = np.stack([w.local for w in batch])  # (B, C, S, S)
+    contexts = [w.context for w in batch if w.context is not None]
+    return zip(batch, runner(local, np.stack(contexts) if contexts else None), strict=True)
+
+
+def _finish(job: Job, blender: Blender, reader: _Reader, chunk: Chunk, row: int) -> Strip | None:
+    rows, logits = blender.finish(row)
+    outside = ~reader.valid(row, rows)
+    if rows.start == rows.stop:
+        return None
+    labels, confidence, planes = quantise(logits, not job.confidence, job.probabilities)
+    for plane in (labels, confidence):
+        if plane is not None:
+            plane[outside] = NODATA
+    if planes is not None:
+        planes[:, outside] = NODATA
+    return Strip(rows, chunk.cols, labels, confidence, planes)

@@ -1,0 +1,125 @@
+"""What a prediction will cost, said before it starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uhrseg.card import ModelCard
+from uhrseg.engine.device import Runner
+from uhrseg.geo.plan import Chunk, TilePlan
+
+__all__ = ["Forecast", "forecast"]
+
+_PROBE_SECONDS = 2.0
+_MB = 1e6
+_GDAL_CACHE_MB = 64
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of a prediction and its cost: megabytes of 1e6 bytes, seconds of wall time."""
+
+    pixels: int
+    windows: int
+    window_px: int
+    overlap_px: int
+    context_factor: int | None
+    chunks: int
+    workers: int
+    batch_size: int
+    memory_mb: float
+    memory_formula: str
+    disk_mb: float
+    seconds: float
+    device: str
+    precision: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The forecast as plain data."""
+        return dict(self.__dict__)
+
+    def lines(self) -> list[str]:
+        """The forecast in a few readable lines."""
+        scale = f", context x{self.context_factor}" if self.context_factor else ", single scale"
+        return [
+            f"scene    {self.pixels:,} pixels",
+            f"windows  {self.windows:,} of {self.window_px} px, {self.overlap_px} px overlap{scale}",
+            f"chunks   {self.chunks:,}, {self.workers} at a time, {self.batch_size} windows a batch",
+            f"memory   {self.memory_mb:,.0f} MB above the loaded model: {self.memory_formula}",
+            f"disk     {self.disk_mb:,.0f} MB while running, beside the output and in the temporary folder",
+            f"time     about {_duration(self.seconds)} on {self.device} in {self.precision}",
+        ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def forecast(
+    plan: TilePlan,
+    chunks: list[Chunk],
+    windows: int,
+    runner: Runner,
+    card: ModelCard,
+    workers: int,
+    batch_size: int,
+) -> Forecast:
+    """Count windows and bytes, and time the model for about two seconds on windows of zeros."""
+    memory, formula = _memory(plan, chunks, card, workers)
+    pixels = math.prod(plan.geobox.shape)
+    return Forecast(
+        pixels=pixels,
+        windows=windows,
+        window_px=plan.size,
+        overlap_px=plan.overlap,
+        context_factor=plan.factor,
+        chunks=len(chunks),
+        workers=workers,
+        batch_size=batch_size,
+        memory_mb=memory,
+        memory_formula=formula,
+        disk_mb=_disk(plan, card) / _MB,
+        seconds=windows * _seconds_per_window(plan, runner, card, batch_size),
+        device=str(runner.device),
+        precision=runner.precision,
+    )
+
+
+def _memory(plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int) -> tuple[float, str]:
+    """Bytes held by the chunks in flight: two padded window rows read ahead, one accumulator and its softmax."""
+    width = max(c.shape[1] for c in chunks) + 2 * plan.size
+    bands, classes = len(card.input.band), len(card.legend)
+    row = bands * plan.size * width * 4
+    blend = classes * plan.size * width * 4
+    total = workers * (2 * row + blend) / _MB + _GDAL_CACHE_MB
+    formula = (
+        f"{workers} x (2 x {bands} bands + {classes} classes) x {plan.size} rows x {width} columns x 4 B "
+        f"+ {_GDAL_CACHE_MB} MB of GDAL cache, and the model's activations"
+    )
+    return total, formula
+
+
+def _disk(plan: TilePlan, card: ModelCard) -> float:
+    """Bytes of the uint8 partials (labels and confidence) and of the coarse grid in float32."""
+    pixels = math.prod(plan.geobox.shape)
+    coarse = 0 if plan.factor is None else pixels / plan.factor**2 * 4 * len(card.input.band)
+    return 2 * pixels + coarse
+
+
+def _seconds_per_window(plan: TilePlan, runner: Runner, card: ModelCard, batch_size: int) -> float:
+    shape = (batch_size, len(card.input.band), plan.size, plan.size)
+    windows = np.zeros(shape, dtype=np.float32)
+    context = None if plan.factor is None else windows
+    runner(windows, context)  # the first call also allocates and picks kernels
+    started, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - started < _PROBE_SECONDS:
+        runner(windows, context)
+        calls += 1
+    return (time.perf_counter() - started) / (calls * batch_size)

@@ -1,0 +1,228 @@
+"""Prediction: a scene and a model in, class maps and polygons out, with memory that does not grow with the scene."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array
+import numpy as np
+import rioxarray  # noqa: F401  (registers DataArray.rio)
+import xarray as xr
+from numpy.typing import NDArray
+from odc.geo.xr import xr_coords
+from torch import nn
+
+from uhrseg.card import ModelCard
+from uhrseg.engine.chunks import Job, Strip, run_chunk
+from uhrseg.engine.device import Runner, resolve_device, resolve_precision
+from uhrseg.engine.fit import check_fit, load_model, plan_for
+from uhrseg.engine.forecast import Forecast, forecast
+from uhrseg.engine.outputs import Outputs, Report
+from uhrseg.errors import InputError
+from uhrseg.geo.coarse import build_coarse
+from uhrseg.geo.plan import Chunk, TilePlan
+from uhrseg.geo.plan import taper as make_ramp
+from uhrseg.geo.scene import Scene, gdal_settings
+from uhrseg.legend import NODATA
+
+__all__ = ["DEFAULT_CHUNK", "Prediction", "load_model", "predict", "predict_labels"]
+
+DEFAULT_CHUNK = 8192
+"""Side of a chunk in pixels. Windows on chunk borders run twice, so chunks are large; memory follows their width."""
+
+Progress = Callable[[int, int], None]
+
+
+class Prediction:
+    """A prediction that has been checked and planned but not run; `predict` makes it.
+
+    ``labels`` is the class map as a lazy, CRS-aware `xarray.DataArray` (y, x) uint8 with nodata 255; ``write`` runs
+    the model once and writes any number of outputs.
+    """
+
+    def __init__(
+        self, scene: Scene, runner: Runner, card: ModelCard, plan: TilePlan, ramp: NDArray[np.float32],
+        chunk: int, workers: int, batch_size: int,
+    ) -> None:  # fmt: skip
+        self.scene = scene
+        self.card = card
+        self.plan = plan
+        self.runner = runner
+        self.chunk = chunk
+        self.workers = workers
+        self.batch_size = batch_size
+        self._derived = check_fit(scene, card)
+        self._ramp = ramp
+        self._preparing = threading.Lock()
+
+    @cached_property
+    def _coarse(self) -> Any:
+        window = self.card.window
+        folder = Path(tempfile.gettempdir())
+        with gdal_settings(self.scene.paths):
+            return build_coarse(self._derived, window.context_factor, folder, window.context)
+
+    def _job(self, confidence: bool, probabilities: bool) -> Job:
+        with self._preparing:
+            coarse = self._coarse
+        return Job(self._derived, coarse, self.plan, self._ramp, self.batch_size, confidence, probabilities)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The scene cut into units of work."""
+        return self.plan.chunks(self.chunk)
+
+    @property
+    def windows(self) -> int:
+        """Windows run over all chunks; those on chunk borders count once per chunk."""
+        plan = self.plan
+        return sum(
+            len(plan.touching(c.rows, plan.rows)) * len(plan.touching(c.cols, plan.cols)) for c in self.chunks
+        )
+
+    @property
+    def labels(self) -> xr.DataArray:
+        """Class map (y, x) uint8, nodata 255, computed chunk by chunk when dask asks for it."""
+        job = dask.delayed(self._job)(False, False)
+        height, width = self.plan.geobox.shape
+        blocks = [
+            [
+                dask.array.from_delayed(dask.delayed(self._chunk_labels)(job, chunk), chunk.shape, np.uint8)
+                for chunk in self.chunks
+                if chunk.rows.start == top
+            ]
+            for top in range(0, height, self.chunk or height)
+        ]
+        array = xr.DataArray(
+            dask.array.block(blocks), dims=self.plan.geobox.dimensions, coords=xr_coords(self.plan.geobox)
+        )
+        return array.rename("labels").rio.write_nodata(NODATA)
+
+    def _chunk_labels(self, job: Job, chunk: Chunk) -> NDArray[np.uint8]:
+        labels = np.empty(chunk.shape, dtype=np.uint8)
+        with gdal_settings(self.scene.paths):
+            for strip, _ in run_chunk(job, self.runner, chunk, threading.Event(), _ignore):
+                labels[strip.rows.start - chunk.rows.start : strip.rows.stop - chunk.rows.start] = strip.labels
+        return labels
+
+    def forecast(self) -> Forecast:
+        """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
+        return forecast(
+            self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size
+        )
+
+    def write(
+        self,
+        *paths: str | Path,
+        overwrite: bool = False,
+        min_area_m2: float | None = None,
+        classes: Sequence[str] | None = None,
+        probabilities: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Run the model over the scene and write every output; the suffix of each path decides its format.
+
+        `.tif` class map (COG), `.gpkg .fgb .geojson .parquet` polygons of `classes` (default: all but the
+        background) of at least `min_area_m2`; `probabilities` a COG of one uint8 band per class. `progress(done, total)`
+        counts windows. Raises `InputError` before any work for outputs that exist (without `overwrite`) or cannot be
+        made, `RunError` when the work fails; either way no half-written output is left.
+        """
+        started = time.perf_counter()
+        outputs = Outputs(self.card, self.scene, paths, probabilities, overwrite, min_area_m2, classes)
+        with gdal_settings(self.scene.paths), outputs:
+            job = self._job(outputs.needs_confidence, outputs.needs_probabilities)
+            read_s = self._run(job, outputs.take, progress)
+            outputs.finish()
+        return outputs.report(self, read_s, time.perf_counter() - started)
+
+    def _run(self, job: Job, take: Callable[[Strip], None], progress: Progress | None) -> float:
+        """Run all chunks over dask's threads; returns the seconds spent reading (beside the model's work)."""
+        stop, counter = threading.Event(), _Counter(self.windows, progress)
+
+        def work(chunk: Chunk) -> float:
+            seconds = 0.0
+            try:
+                for strip, spent in run_chunk(job, self.runner, chunk, stop, counter.tick):
+                    take(strip)
+                    seconds += spent
+            except BaseException:
+                stop.set()
+                raise
+            return seconds
+
+        try:
+            tasks = [dask.delayed(work)(chunk) for chunk in self.chunks]
+            return sum(dask.compute(*tasks, scheduler="threads", num_workers=self.workers))
+        except BaseException:  # Ctrl-C reaches this thread only: the others must be told
+            stop.set()
+            raise
+
+
+class _Counter:
+    """Counts finished windows over all threads."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total = total
+        self.done = 0
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def tick(self, windows: int) -> None:
+        with self._lock:
+            self.done += windows
+            if self._progress:
+                self._progress(self.done, self.total)
+
+
+def _ignore(windows: int) -> None:
+    """Progress of a lazy read is dask's own business."""
+
+
+def predict(
+    sources: str | Path | Sequence[str | Path],
+    model: str | Path | tuple[nn.Module, ModelCard],
+    *,
+    overlap: float | None = None,
+    taper: str = "hann",
+    chunk: int | None = None,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    bidx: Sequence[int] | None = None,
+    nodata: float | None = None,
+    allow_network: bool = False,
+) -> Prediction:
+    """Check that model and scene fit, and plan the prediction; nothing is computed yet.
+
+    `sources`: a file, several, a folder or a glob (one mosaic). `model`: a shipped model's name, a model folder, or a
+    module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
+    pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on a
+    CPU, 16 elsewhere). The labels do not depend on `chunk` or `workers`. Raises `InputError` when anything does not fit.
+    """
+    for name, value in {"chunk": chunk, "workers": workers, "batch size": batch_size}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, but must be at least 1")
+    module, card = model if isinstance(model, tuple) else load_model(model)
+    scene = Scene.open(sources, bidx, nodata, allow_network)
+    plan = plan_for(scene, card, overlap)
+    where = resolve_device(device)
+    batch = batch_size or (4 if where.type == "cpu" else 16)
+    runner = Runner(module, card, where, resolve_precision(precision, where), batch)
+    ramp = make_ramp(taper, plan.overlap)
+    return Prediction(scene, runner, card, plan, ramp, chunk or DEFAULT_CHUNK, workers or 1, batch)
+
+
+def predict_labels(
+    source: str | Path | Sequence[str | Path], module: nn.Module, card: ModelCard, **options: Any
+) -> NDArray[np.uint8]:
+    """The whole stitched class map (Y, X) uint8 in memory: what validation scores is what ships."""
+    return np.asarray(predict(source, (module, card), **options).labels.values)
+
