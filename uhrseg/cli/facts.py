@@ -69,9 +69,9 @@ def raster_facts(path: str, scene: Scene) -> RasterFacts:
     source = scene.paths[0]
     try:
         with rasterio.open(source) as dataset:
-            picked = scene.files[0].bidx
+            picked, nodata = scene.files[0].bidx, scene.files[0].nodata
             bands = tuple(
-                BandFacts(name, dataset.dtypes[b - 1], _plain(dataset.nodatavals[b - 1]))
+                BandFacts(name, dataset.dtypes[b - 1], _plain(dataset.nodatavals[b - 1] if nodata is None else nodata))
                 for name, b in zip(scene.bands, picked, strict=True)
             )
             return RasterFacts(
@@ -82,20 +82,21 @@ def raster_facts(path: str, scene: Scene) -> RasterFacts:
                 crs=str(dataset.crs) if dataset.crs else None,
                 gsd_m=scene.gsd_m,
                 bands=bands,
-                valid_share=_valid_share(dataset, picked),
+                valid_share=_valid_share(dataset, picked, nodata),
             )
     except RasterioError as error:
         raise RunError(f"{source} cannot be read: {error}") from error
 
 
-def _valid_share(dataset: rasterio.DatasetReader, bands: tuple[int, ...]) -> float:
+def _valid_share(dataset: rasterio.DatasetReader, bands: tuple[int, ...], nodata: float | None) -> float:
     """Share of pixels valid in all `bands`, on a copy decimated to at most `SAMPLE` pixels a side."""
     step = max(1, -(-max(dataset.shape) // SAMPLE))
-    shape = tuple(-(-side // step) for side in dataset.shape)
-    values = dataset.read(bands, out_shape=(len(bands), *shape), masked=True)  # (C, Y, X)
-    valid = ~np.ma.getmaskarray(values).any(axis=0)
+    shape = (len(bands), *(-(-side // step) for side in dataset.shape))  # (C, Y, X)
+    values = dataset.read(bands, out_shape=shape)
+    good = dataset.read_masks(bands, out_shape=shape) > 0 if nodata is None else values != nodata
     if values.dtype.kind == "f":
-        valid &= np.isfinite(values.data).all(axis=0)
+        good &= np.isfinite(values)
+    valid = good.all(axis=0)
     return float(valid.mean())
 
 
