@@ -19,8 +19,7 @@ from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, 
 UTM = "EPSG:32633"
 COLOURS = ("#d9d9d9", "#e41a1c", "#377eb8", "#ffcc00", "#4daf4a", "#984ea3", "#ff7f00", "#a65628")
 RELIEF = tuple(
-    BandSpec(name=f"relief_{r:g}m", kind="relief", source="dtm", radius_m=r, std=s)
-    for r, s in ((2.0, 0.2), (7.0, 0.5))
+    BandSpec(name=f"relief_{r:g}m", kind="relief", source="dtm", radius_m=r, std=s) for r, s in ((2.0, 0.2), (7.0, 0.5))
 )
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
-from tests.rasters import RELIEF, terrain, write_raster
 
+from tests.rasters import RELIEF, terrain, write_raster
 from uhrseg.card import BandSpec
 from uhrseg.errors import InputError
 from uhrseg.geo.bands import Derived, fill, local_mean

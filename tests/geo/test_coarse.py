@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.rasters import RELIEF, terrain, write_raster
 
+from tests.rasters import RELIEF, terrain, write_raster
 from uhrseg.card import BandSpec
 from uhrseg.geo import coarse as module
 from uhrseg.geo.bands import Derived

@@ -24,9 +24,7 @@ def plan(height: int, width: int, size: int, overlap: int, factor: int | None = 
     return TilePlan(GeoBox((height, width), GRIDS["north-up"], "EPSG:32633"), size, overlap, factor)
 
 
-@given(
-    st.integers(1, 200), st.integers(1, 200), st.integers(2, 64), st.floats(0, 0.5), st.sampled_from(sorted(TAPERS))
-)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(2, 64), st.floats(0, 0.5), st.sampled_from(sorted(TAPERS)))
 def test_every_pixel_is_covered_and_weights_sum_to_one(
     height: int, width: int, size: int, share: float, name: str
 ) -> None:
@@ -49,9 +47,7 @@ def test_touching_finds_exactly_the_windows_that_share_a_pixel(
     low = min(start, length) - 1
     pixels = slice(low, min(low + extent, length))
     expected = [
-        k
-        for k in range(lattice.rows)
-        if lattice.start(k) < pixels.stop and lattice.start(k) + size > pixels.start
+        k for k in range(lattice.rows) if lattice.start(k) < pixels.stop and lattice.start(k) + size > pixels.start
     ]
     assert list(lattice.touching(pixels, lattice.rows)) == expected
 
@@ -107,7 +103,8 @@ def test_other_grids_are_refused(other: Affine, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "factor", "pixels"), [(256, 0.25, 4, 64), (256, 0.5, 4, 128), (256, 0, 4, 0), (100, 0.33, None, 33)]
+    ("size", "share", "factor", "pixels"),
+    [(256, 0.25, 4, 64), (256, 0.5, 4, 128), (256, 0, 4, 0), (100, 0.33, None, 33)],
 )
 def test_overlap_in_pixels(size: int, share: float, factor: int | None, pixels: int) -> None:
     assert overlap_pixels(size, share, factor) == pixels

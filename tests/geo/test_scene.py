@@ -12,8 +12,8 @@ from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
-from tests.rasters import UTM, terrain, write_raster
 
+from tests.rasters import UTM, terrain, write_raster
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import shifted
 from uhrseg.geo.scene import Scene
@@ -181,7 +181,9 @@ def test_a_local_file_that_refers_to_the_network_is_refused(tmp_path: Path, wher
         f"<SourceFilename>{where}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
     )
     outer = tmp_path / "outer.vrt"
-    outer.write_text(inner.read_text().replace(where, "inner.vrt").replace("<SourceFilename>", '<SourceFilename relativeToVRT="1">'))
+    outer.write_text(
+        inner.read_text().replace(where, "inner.vrt").replace("<SourceFilename>", '<SourceFilename relativeToVRT="1">')
+    )
     for path in (inner, outer):
         with pytest.raises(InputError, match="--allow-network"):
             Scene.open(path)

@@ -155,9 +155,7 @@ def run_chunk(
         blender.advance()
 
 
-def _run(
-    reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], None]
-) -> Iterator[tuple[_Window, Tensor]]:
+def _run(reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], None]) -> Iterator[tuple[_Window, Tensor]]:
     """Windows with their logits (classes, S, S), in lattice order; batches run on from one row to the next."""
     batch: list[_Window] = []
     for window in reader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -56,7 +57,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -88,9 +89,7 @@ class Runner:
             output = self.model(self._scaled(local), None if context is None else self._scaled(context), False)
             logits = output.logits[: len(local)].float()
             if not torch.isfinite(logits).all():
-                raise RunError(
-                    f"the model gave values that are not finite in {self.precision}: try --precision fp32"
-                )
+                raise RunError(f"the model gave values that are not finite in {self.precision}: try --precision fp32")
             self.seconds += time.perf_counter() - started
             return logits
 

@@ -83,9 +83,7 @@ class Prediction:
     def windows(self) -> int:
         """Windows run over all chunks; those on chunk borders count once per chunk."""
         plan = self.plan
-        return sum(
-            len(plan.touching(c.rows, plan.rows)) * len(plan.touching(c.cols, plan.cols)) for c in self.chunks
-        )
+        return sum(len(plan.touching(c.rows, plan.rows)) * len(plan.touching(c.cols, plan.cols)) for c in self.chunks)
 
     @property
     def labels(self) -> xr.DataArray:
@@ -114,9 +112,7 @@ class Prediction:
 
     def forecast(self) -> Forecast:
         """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
-        return forecast(
-            self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size
-        )
+        return forecast(self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size)
 
     def write(
         self,
@@ -130,9 +126,9 @@ class Prediction:
         """Run the model over the scene and write every output; the suffix of each path decides its format.
 
         `.tif` class map (COG), `.gpkg .fgb .geojson .parquet` polygons of `classes` (default: all but the
-        background) of at least `min_area_m2`; `probabilities` a COG of one uint8 band per class. `progress(done, total)`
-        counts windows. Raises `InputError` before any work for outputs that exist (without `overwrite`) or cannot be
-        made, `RunError` when the work fails; either way no half-written output is left.
+        background) of at least `min_area_m2`; `probabilities` a COG of one uint8 band per class.
+        `progress(done, total)` counts windows. Raises `InputError` before any work for outputs that exist (without
+        `overwrite`) or cannot be made, `RunError` when the work fails; either way no half-written output is left.
         """
         started = time.perf_counter()
         outputs = Outputs(self.card, self.scene, paths, probabilities, overwrite, min_area_m2, classes)
@@ -204,8 +200,9 @@ def predict(
 
     `sources`: a file, several, a folder or a glob (one mosaic). `model`: a shipped model's name, a model folder, or a
     module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
-    pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on a
-    CPU, 16 elsewhere). The labels do not depend on `chunk` or `workers`. Raises `InputError` when anything does not fit.
+    pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on
+    a CPU, 16 elsewhere). The labels do not depend on `chunk` or `workers`. Raises `InputError` when anything does not
+    fit.
     """
     for name, value in {"chunk": chunk, "workers": workers, "batch size": batch_size}.items():
         if value is not None and value < 1:
@@ -225,4 +222,3 @@ def predict_labels(
 ) -> NDArray[np.uint8]:
     """The whole stitched class map (Y, X) uint8 in memory: what validation scores is what ships."""
     return np.asarray(predict(source, (module, card), **options).labels.values)
-

@@ -90,9 +90,7 @@ def _radius_pixels(geobox: GeoBox, spec: BandSpec) -> tuple[int, int]:
     return radii
 
 
-def local_mean(
-    values: NDArray[np.float32], valid: NDArray[np.bool_], radii: tuple[int, int]
-) -> NDArray[np.float64]:
+def local_mean(values: NDArray[np.float32], valid: NDArray[np.bool_], radii: tuple[int, int]) -> NDArray[np.float64]:
     """Mean of the valid values in the (2ry+1) x (2rx+1) box around each pixel.
 
     `values` and `valid` are (Y + 2 ry, X + 2 rx); the result is (Y, X), 0 where the box holds no valid value. Sums
@@ -126,9 +124,7 @@ def _from(axis: int, start: int) -> tuple[slice, ...]:
     return (slice(None),) * axis + (slice(start, None),)
 
 
-def fill(
-    array: NDArray[np.float32], valid: NDArray[np.bool_], padding: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def fill(array: NDArray[np.float32], valid: NDArray[np.bool_], padding: NDArray[np.float32]) -> NDArray[np.float32]:
     """Replace invalid pixels of `array` (C, Y, X) by `padding` (C,), in place, and return it.
 
     Padding comes after derivation and before scaling: padding metres makes cliffs in relief.

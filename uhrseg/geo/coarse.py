@@ -178,9 +178,7 @@ def _multiple(value: int, of: int) -> int:
     return math.ceil(value / of) * of
 
 
-def block_means(
-    array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int
-) -> NDArray[np.float32]:
+def block_means(array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
     """Mean of the valid pixels of each `factor` x `factor` block: (C, Y, X) -> (C, ceil(Y/f), ceil(X/f)), NaN if none.
 
     Pixels are added one phase after the other, in float64, so that the result does not depend on the array's size.
@@ -199,7 +197,5 @@ def block_means(
         return (total / np.where(count, count, np.nan)).astype(np.float32)
 
 
-def _first_pixels(
-    array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int
-) -> NDArray[np.float32]:
+def _first_pixels(array: NDArray[np.float32], valid: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
     return np.where(valid[::factor, ::factor], array[:, ::factor, ::factor], np.float32(np.nan))

@@ -6,7 +6,6 @@ nodata value, a mask band or an alpha band; values that are not finite are nodat
 
 from __future__ import annotations
 
-import glob
 import math
 import threading
 from collections import OrderedDict
@@ -18,22 +17,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from pyproj import Geod, Transformer
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from pyproj import Transformer
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from uhrseg.errors import InputError, RunError
+from uhrseg.errors import RunError
 from uhrseg.geo.network import is_remote, refuse_hidden_network
 from uhrseg.geo.plan import pixel_offset, shifted
+from uhrseg.geo.source import SourceFile, examine, must_agree, open_dataset, resolve_sources
 
-__all__ = ["RASTER_SUFFIXES", "Readable", "Scene", "gdal_settings", "ground_sampling_distance"]
-
-RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".jp2", ".img", ".png", ".jpg", ".jpeg", ".asc", ".bil", ".hgt")
-"""Suffixes looked for when a source is a folder."""
+__all__ = ["Readable", "Scene", "gdal_settings", "ground_sampling_distance"]
 
 _OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
 
@@ -110,21 +105,21 @@ class Scene:
         `InputError` for files GDAL cannot open, without a geotransform, with complex or palette values, or that
         disagree in CRS, grid, bands or dtype; and for local files that refer to the network without `allow_network`.
         """
-        paths = _resolve(sources)
+        paths = resolve_sources(sources)
         if not allow_network:
             for path in paths:
                 refuse_hidden_network(path)
-        first: _Opened | None = None
-        opened: list[_Opened] = []
+        first: SourceFile | None = None
+        opened: list[SourceFile] = []
         for path in paths:
-            one = _examine(path, bidx, nodata)
+            one = examine(path, bidx, nodata)
             first = first or one
-            _must_agree(first, one)
+            must_agree(first, one)
             opened.append(one)
-        assert first is not None, "_resolve returns at least one path"
+        assert first is not None, "resolve_sources returns at least one path"
         geobox, places = _union([one.geobox for one in opened])
         files = tuple(
-            _File(o.path, row, col, *o.geobox.shape, o.bidx, nodata, o.masked, o.scales, o.offsets)
+            _File(o.path, row, col, o.geobox.shape[0], o.geobox.shape[1], o.bidx, nodata, o.masked, o.scales, o.offsets)
             for o, (row, col) in zip(opened, places, strict=True)
         )
         return cls(files, geobox, first.bands, first.block, first.dtype)
@@ -183,7 +178,7 @@ class Scene:
         if path not in handles:
             if len(handles) >= _OPEN_FILES:
                 handles.popitem(last=False)[1].close()
-            handles[path] = _open(path)
+            handles[path] = open_dataset(path)
         handles.move_to_end(path)
         return handles[path]
 
@@ -202,146 +197,12 @@ def ground_sampling_distance(geobox: GeoBox) -> tuple[float, float] | None:
         return math.hypot(affine.b, affine.e) * unit, math.hypot(affine.a, affine.d) * unit
     to_lonlat = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
     y, x = geobox.shape[0] / 2, geobox.shape[1] / 2
-    lon, lat = to_lonlat.transform(*zip(*(affine * p for p in ((x, y), (x + 1, y), (x, y + 1))), strict=True))
-    geod: Geod = crs.get_geod()
-    across = geod.inv(lon[0], lat[0], lon[1], lat[1])[2]
-    down = geod.inv(lon[0], lat[0], lon[2], lat[2])[2]
+    middle, right, below = (to_lonlat.transform(*(affine * p)) for p in ((x, y), (x + 1, y), (x, y + 1)))
+    geod = crs.get_geod()
+    assert geod is not None, "a CRS on the Earth has an ellipsoid"
+    across = geod.inv(*middle, *right)[2]
+    down = geod.inv(*middle, *below)[2]
     return float(down), float(across)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What one file says about itself."""
-
-    path: str
-    geobox: GeoBox
-    bidx: tuple[int, ...]
-    bands: tuple[str, ...]
-    dtype: str
-    masked: bool
-    scales: tuple[float, ...]
-    offsets: tuple[float, ...]
-    block: tuple[int, int]
-
-
-def _resolve(sources: str | Path | Sequence[str | Path]) -> list[str]:
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    paths = [path for source in given for path in _expand(str(source))]
-    if not paths:
-        raise InputError("no source was given: name a raster, a folder or a glob")
-    return paths
-
-
-def _expand(source: str) -> list[str]:
-    if is_remote(source):
-        return [f"/vsicurl/{source}" if "://" in source else source]
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in RASTER_SUFFIXES)
-        if not found:
-            raise InputError(f"{path} holds no raster ({', '.join(RASTER_SUFFIXES)})")
-        return found
-    if path.exists() or source.startswith("/vsi") or ":" in source:
-        return [str(path)]
-    found = sorted(glob.glob(str(path)))
-    if not found:
-        raise InputError(f"{source} does not exist")
-    return found
-
-
-def _open(path: str) -> rasterio.DatasetReader:
-    try:
-        return rasterio.open(path, sharing=False)
-    except RasterioIOError as error:
-        raise InputError(f"{path} cannot be opened as a raster: {error}") from error
-
-
-def _examine(path: str, bidx: Sequence[int] | None, nodata: float | None) -> _Opened:
-    with _open(path) as dataset:
-        bands = _choose_bands(dataset, path, bidx)
-        picked = [b - 1 for b in bands]
-        _must_be_numbers(dataset, path, picked)
-        flags = [dataset.mask_flag_enums[b] for b in picked]
-        return _Opened(
-            path=path,
-            geobox=_geobox(dataset, path),
-            bidx=bands,
-            bands=tuple(_band_name(dataset, b) for b in bands),
-            dtype=str(np.result_type(*(dataset.dtypes[b] for b in picked))),
-            masked=nodata is None and any(MaskFlags.all_valid not in f for f in flags),
-            scales=tuple(dataset.scales[b] for b in picked),
-            offsets=tuple(dataset.offsets[b] for b in picked),
-            block=dataset.block_shapes[picked[0]],
-        )
-
-
-def _choose_bands(dataset: rasterio.DatasetReader, path: str, bidx: Sequence[int] | None) -> tuple[int, ...]:
-    if dataset.count == 0:
-        names = [s for s in dataset.subdatasets[:3]]
-        hint = f": name one of its parts, e.g. {names[0]}" if names else ""
-        raise InputError(f"{path} has no bands{hint}")
-    if bidx is None:
-        return tuple(
-            i for i in dataset.indexes if dataset.colorinterp[i - 1] is not ColorInterp.alpha
-        ) or tuple(dataset.indexes)
-    outside = [b for b in bidx if b not in dataset.indexes]
-    if outside:
-        raise InputError(f"{path} has bands 1 to {dataset.count}, not {outside[0]}: correct --bidx")
-    return tuple(bidx)
-
-
-def _must_be_numbers(dataset: rasterio.DatasetReader, path: str, picked: list[int]) -> None:
-    for b in picked:
-        if dataset.dtypes[b].startswith("c"):
-            raise InputError(
-                f"{path} holds complex values ({dataset.dtypes[b]}): write its amplitude to a new file first"
-            )
-        if dataset.colorinterp[b] is ColorInterp.palette:
-            raise InputError(
-                f"{path} is a palette image, whose values are colour numbers: expand it with "
-                "gdal_translate -expand rgb"
-            )
-
-
-def _band_name(dataset: rasterio.DatasetReader, band: int) -> str:
-    described = dataset.descriptions[band - 1]
-    kind = dataset.colorinterp[band - 1]
-    named = kind.name if kind in (ColorInterp.red, ColorInterp.green, ColorInterp.blue) else f"band{band}"
-    return described or named
-
-
-def _geobox(dataset: rasterio.DatasetReader, path: str) -> GeoBox:
-    affine = dataset.transform
-    if affine == Affine.identity() and dataset.gcps[0]:
-        raise InputError(
-            f"{path} has ground control points but no geotransform: rectify it first with gdalwarp {path} rectified.tif"
-        )
-    if affine.is_degenerate:
-        raise InputError(f"{path} has pixels of no size (geotransform {tuple(affine)[:6]}): set it with gdal_edit -a_ullr")
-    try:
-        crs = dataset.crs.to_wkt() if dataset.crs else None
-        return GeoBox((dataset.height, dataset.width), affine, crs)
-    except (CRSError, ValueError) as error:
-        raise InputError(f"{path} has a CRS that cannot be understood ({error}): set it with gdal_edit -a_srs") from error
-
-
-def _must_agree(first: _Opened, other: _Opened) -> None:
-    pairs = {
-        "CRS": (first.geobox.crs, other.geobox.crs),
-        "number of bands": (len(first.bands), len(other.bands)),
-        "data type": (first.dtype, other.dtype),
-        "scale of values": (first.scales + first.offsets, other.scales + other.offsets),
-    }
-    for what, (a, b) in pairs.items():
-        if a != b:
-            raise InputError(
-                f"{first.path} and {other.path} differ in {what} ({a} against {b}): one scene needs one; "
-                "convert one of them, e.g. with gdalwarp -t_srs ... -tr ... -tap"
-            )
-    try:
-        pixel_offset(first.geobox, other.geobox)
-    except InputError as error:
-        raise InputError(f"{first.path} and {other.path}: {error}") from error
 
 
 def _union(boxes: list[GeoBox]) -> tuple[GeoBox, list[tuple[int, int]]]:
