@@ -72,9 +72,18 @@ def test_choices_and_defaults_are_those_of_the_library() -> None:
 
     ours = inspect.signature(predict_module.predict_command, eval_str=True).parameters
     theirs = inspect.signature(predict).parameters
-    for name in ("chunk", "workers", "batch_size", "device", "precision", "overlap", "nodata", "allow_network"):
+    for name in (
+        "chunk",
+        "workers",
+        "batch_size",
+        "device",
+        "precision",
+        "overlap",
+        "nodata",
+        "allow_network",
+        "taper",
+    ):
         assert ours[name].default == theirs[name].default, name
-    assert ours["taper"].default == theirs["taper_name"].default
     taper, precision = (get_args(get_args(ours[name].annotation)[0]) for name in ("taper", "precision"))
     assert set(taper) == set(TAPERS)
     assert set(precision) == set(get_args(Precision))

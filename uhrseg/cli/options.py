@@ -31,7 +31,10 @@ __all__ = [
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Let a local source (such as a VRT) read from the network.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Window pairs per call of the model.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="Windows per call of the model. [4 on a CPU, else 16]"),
+]
 Bidx = Annotated[
     list[str] | None,
     typer.Option("-b", "--bidx", metavar="N[,N...]", help="Bands to read, from 1, in the model's order."),
@@ -50,7 +53,7 @@ Precision = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
-Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Threads that read and write.")]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="Chunks at work at a time. [1]")]
 
 
 def names(given: str | None) -> list[str] | None:

@@ -49,9 +49,11 @@ def predict_command(
     taper: Annotated[
         Literal["hann", "linear", "crop"], typer.Option("--taper", help="How overlapping windows are blended.")
     ] = "hann",
-    chunk: Annotated[int, typer.Option("--chunk", metavar="PIXELS", min=1, help="Side of a chunk of work.")] = 8192,
-    workers: options.Workers = 1,
-    batch_size: options.BatchSize = 4,
+    chunk: Annotated[
+        int | None, typer.Option("--chunk", metavar="PIXELS", min=1, help="Side of a chunk of work. [8192]")
+    ] = None,
+    workers: options.Workers = None,
+    batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     bidx: options.Bidx = None,
@@ -82,7 +84,7 @@ def predict_command(
         sources,
         model,
         overlap=overlap,
-        taper_name=taper,
+        taper=taper,
         chunk=chunk,
         workers=workers,
         batch_size=batch_size,

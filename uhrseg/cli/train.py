@@ -36,10 +36,12 @@ def train_command(
     Example:
       $ uhrseg train recipes/lidar_demo.toml -o runs/lidar_demo --set train.epochs=2
     """
-    from uhrseg.engine.train import train
     from uhrseg.recipe import Recipe
 
     plan = Recipe.read(recipe, overrides or [])
+
+    from uhrseg.engine.train import train
+
     folder = run_dir or Path("runs") / plan.name
     try:
         model_folder = train(plan, folder, resume=resume, fast_dev_run=fast_dev_run)
