@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import subprocess
+import sys
 import tempfile
+import textwrap
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import geopandas
 import numpy as np
+import pyogrio
 import pyproj
 import pytest
 import rasterio
@@ -20,7 +29,8 @@ from rasterio.features import rasterize, shapes
 from scipy import ndimage
 
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.vector import PolygonRecord, pixel_areas, polygonise
+from uhrseg.geo import vector
+from uhrseg.geo.vector import DRIVERS, PolygonRecord, pixel_areas, polygonise, write_polygons
 from uhrseg.legend import Legend, LegendClass
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -30,9 +40,7 @@ UTM = "EPSG:32633"
 NORTH_UP = Affine(2, 0, 500000, 0, -2, 5000000)
 
 
-def write_raster(
-    path: Path, image: NDArray[np.uint8], transform: Affine = Affine.identity(), crs: str | None = None
-) -> Path:
+def write_raster(path: Path, image: NDArray[np.uint8], transform: Affine | None = None, crs: str | None = None) -> Path:
     height, width = image.shape
     with rasterio.open(
         path, "w", driver="GTiff", height=height, width=width, count=1, dtype="uint8", transform=transform, crs=crs
@@ -190,3 +198,150 @@ def test_records_are_plain_values(tmp_path: Path) -> None:
     (record,) = polygonise(path, path, LEGEND, [1])
     assert isinstance(record, PolygonRecord)
     assert {type(getattr(record, f)) for f in ("area_m2", "perimeter_m", "confidence", "compactness")} == {float}
+
+
+COLUMNS = ["class_id", "class", "area_m2", "perimeter_m", "confidence", "compactness"]
+FORMATS = [
+    pytest.param(s, marks=pytest.mark.skipif(s == ".parquet" and not find_spec("pyarrow"), reason="no pyarrow"))
+    for s in DRIVERS
+]
+
+
+def read(path: Path) -> geopandas.GeoDataFrame:
+    return geopandas.read_parquet(path) if path.suffix == ".parquet" else pyogrio.read_dataframe(path)
+
+
+def noisy_records(folder: Path, crs: str | None = UTM) -> list[PolygonRecord]:
+    image = (np.random.default_rng(3).random((60, 70)) < 0.6).astype(np.uint8)
+    path = write_raster(folder / ".labels.tif", image, NORTH_UP, crs)
+    return list(polygonise(path, path, LEGEND, [0, 1]))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_files_hold_every_polygon(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector, "_BATCH", 100)  # several batches
+    records, path = noisy_records(tmp_path), tmp_path / f"mounds{suffix}"
+    assert len(records) > 250
+    assert write_polygons(iter(records), path, UTM, LEGEND) == len(records)
+    table = read(path)
+    assert len(table) == len(records) and table.is_valid.all() and set(table.geom_type) == {"Polygon"}
+    assert [c for c in table.columns if c != table.geometry.name] == COLUMNS
+    assert table.crs == (4326 if suffix == ".geojson" else UTM)
+    back = table.to_crs(UTM)
+    assert sorted(back.area) == pytest.approx(sorted(r.area_m2 for r in records), rel=1e-4)
+    assert back.area.to_numpy() == pytest.approx(table["area_m2"].to_numpy(), rel=1e-4)
+    assert table["class"].tolist() == [LEGEND.names[i] for i in table["class_id"]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".labels.tif", path.name]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_no_polygons_still_make_a_file_with_its_columns(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"none{suffix}"
+    assert write_polygons([], path, UTM, LEGEND) == 0
+    table = read(path)
+    assert len(table) == 0
+    if suffix != ".geojson":  # which has no schema
+        assert table.crs == UTM and [c for c in table.columns if c != table.geometry.name] == COLUMNS
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb"])
+def test_files_without_crs_have_null_areas(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"plain{suffix}"
+    write_polygons(noisy_records(tmp_path, None), path, None, LEGEND)
+    table = read(path)
+    assert table.crs is None and table["area_m2"].isna().all() and table["confidence"].notna().all()
+
+
+def test_geopackage_opens_coloured_in_qgis(tmp_path: Path) -> None:
+    path = tmp_path / "my mounds.gpkg"
+    write_polygons(noisy_records(tmp_path), path, UTM, LEGEND)
+    info = pyogrio.read_info(path, layer="my mounds")
+    assert (info["geometry_name"], info["geometry_type"], info["fid_column"]) == ("geom", "Polygon", "fid")
+    with sqlite3.connect(path) as database:
+        database.row_factory = sqlite3.Row
+        (style,) = database.execute("SELECT * FROM layer_styles")
+        assert database.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        listed = dict(database.execute("SELECT table_name, data_type FROM gpkg_contents"))
+    assert listed == {"my mounds": "features", "layer_styles": "attributes"}
+    assert (style["f_table_name"], style["f_geometry_column"], style["useAsDefault"]) == ("my mounds", "geom", 1)
+    assert "categorizedSymbol" in style["styleQML"]
+
+
+def test_geojson_is_rfc_7946(tmp_path: Path) -> None:
+    write_polygons(noisy_records(tmp_path), tmp_path / "m.geojson", UTM, LEGEND)
+    document = json.loads((tmp_path / "m.geojson").read_text())
+    assert "crs" not in document  # EPSG:4326 is implied
+    assert len(document["features"]) == len(noisy_records(tmp_path))
+    lon, lat = document["features"][0]["geometry"]["coordinates"][0][0][:2]
+    assert 14 < lon < 16 and 44 < lat < 46  # the middle of UTM zone 33, 5000 km north
+
+
+def test_long_edges_bend_in_geojson(tmp_path: Path) -> None:
+    """A straight edge of 200 km in UTM passes 0.5 km beside the chord between its ends in degrees."""
+    box = shapely.box(600000, 5000000, 800000, 5000100)
+    record = PolygonRecord(box, 1, "a", box.area, box.length, None, 0.1)
+    write_polygons([record], tmp_path / "m.geojson", UTM, LEGEND)
+    (back,) = pyogrio.read_dataframe(tmp_path / "m.geojson").to_crs(UTM).geometry
+    assert back.symmetric_difference(box).area < 1e-4 * box.area
+
+
+@pytest.mark.parametrize("suffix", [".shp", ".tif", ""])
+def test_unknown_suffixes_are_refused(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(InputError, match=r"\.gpkg, \.fgb, \.geojson, \.parquet"):
+        write_polygons([], tmp_path / f"m{suffix}", UTM, LEGEND)
+
+
+def test_geojson_without_crs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no CRS: write a \.gpkg"):
+        write_polygons([], tmp_path / "m.geojson", None, LEGEND)
+
+
+def test_existing_files_are_kept_unless_told(tmp_path: Path) -> None:
+    records, path = noisy_records(tmp_path), tmp_path / "m.gpkg"
+    write_polygons(records[:5], path, UTM, LEGEND)
+    with pytest.raises(InputError, match="exists already"):
+        write_polygons(records, path, UTM, LEGEND)
+    assert len(read(path)) == 5
+    assert write_polygons(records[:7], path, UTM, LEGEND, overwrite=True) == len(read(path)) == 7
+
+
+def test_an_error_while_polygonising_leaves_the_old_file(tmp_path: Path) -> None:
+    records, path = noisy_records(tmp_path), tmp_path / "m.gpkg"
+    write_polygons(records[:5], path, UTM, LEGEND)
+
+    def breaks() -> Iterator[PolygonRecord]:
+        yield records[0]
+        raise RunError("the map is gone")
+
+    with pytest.raises(RunError, match="^the map is gone$"):
+        write_polygons(breaks(), path, UTM, LEGEND, overwrite=True)
+    assert len(read(path)) == 5 and sorted(p.name for p in tmp_path.iterdir()) == [".labels.tif", "m.gpkg"]
+
+
+FULL_DISK = textwrap.dedent("""
+    import resource, signal, sys
+    from pathlib import Path
+    import shapely
+    from uhrseg.errors import RunError
+    from uhrseg.geo.vector import PolygonRecord, write_polygons
+    from uhrseg.legend import Legend, LegendClass
+    legend, folder = Legend((LegendClass(0, "a", "#000000"),)), Path(sys.argv[1])
+    records = [PolygonRecord(shapely.box(i, 0, i + 1, 1), 0, "a", 1, 4, 1, 1) for i in range(20_000)]
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for limit in map(int, sys.argv[2:]):
+        for suffix in (".gpkg", ".fgb", ".geojson"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                result = write_polygons(records, folder / f"m{suffix}", "EPSG:32633", legend)
+            except RunError as error:
+                result = "refused" if "make room" in str(error) else str(error)
+            print(limit, suffix, result, *sorted(p.name for p in folder.iterdir()))
+""")
+
+
+def test_a_full_disk_is_an_error_at_every_point(tmp_path: Path) -> None:
+    limits = [0, 4_000, 120_000, 1_000_000, 3_000_000]
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), *map(str, limits)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines() == [f"{n} {s} refused" for n in limits for s in (".gpkg", ".fgb", ".geojson")]

@@ -52,9 +52,10 @@ def planar(metres: float) -> Measure:
 
 def _geodesic(crs: pyproj.CRS) -> Measure:
     """On the ellipsoid of a CRS."""
-    ellipsoid = crs.get_geod()
-    to_lonlat = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    unit = degrees(crs.geodetic_crs.axis_info[0].unit_conversion_factor)  # radians per unit of angle
+    geographic, ellipsoid = crs.geodetic_crs, crs.get_geod()
+    assert geographic is not None and ellipsoid is not None  # `measure` asks for CRS of the Earth only
+    to_lonlat = pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
+    unit = degrees(geographic.axis_info[0].unit_conversion_factor)  # radians per unit of angle
 
     def geodesic(polygons: NDArray[np.object_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         sums = np.zeros((2, len(polygons)))

@@ -46,8 +46,8 @@ def unite(pieces: Geometries, group: Ints) -> Geometries:
     right, down = h_end > h_start, v_end > v_start
     after_h = _match(h_to, right, v_from, ~down)
     after_v = _match(v_to, down, h_from, right)
-    order, sizes = _cycles(after_v[after_h])
-    return _assemble(h_line[order], h_start[order], h_end[order], sizes, size)
+    order, ends = _cycles(after_v[after_h])
+    return _assemble(h_line[order], h_start[order], h_end[order], ends, size)
 
 
 def _cancel(line: Ints, start: Ints, end: Ints, size: int) -> tuple[Ints, Ints, Ints]:
@@ -69,7 +69,7 @@ def _match(arriving: Ints, arriving_side: NDArray[np.bool_], leaving: Ints, leav
 
 
 def _cycles(successor: Ints) -> tuple[Ints, Ints]:
-    """The cycles of a permutation: its elements cycle by cycle, and the cycles' lengths."""
+    """The cycles of a permutation: its elements cycle by cycle, and where each cycle ends (first: 0)."""
     follow = successor.tolist()
     seen = bytearray(len(follow))
     order: list[int] = []
@@ -83,16 +83,16 @@ def _cycles(successor: Ints) -> tuple[Ints, Ints]:
             order.append(node)
             node = follow[node]
         ends.append(len(order))
-    return np.array(order, np.int64), np.diff(np.array(ends, np.int64), prepend=0)
+    return np.array(order, np.int64), np.array([0, *ends], np.int64)
 
 
-def _assemble(line: Ints, start: Ints, end: Ints, sizes: Ints, size: int) -> Geometries:
-    """Polygons from horizontal edges in the order of their rings (`sizes` edges each)."""
+def _assemble(line: Ints, start: Ints, end: Ints, ends: Ints, size: int) -> Geometries:
+    """Polygons from horizontal edges in the order of their rings, which end at `ends`."""
     group, row = np.divmod(line, size)
     points = np.stack([start, row, end, row], axis=1).reshape(-1, 2).astype(float)  # both corners of each edge
-    ring = np.repeat(np.arange(len(sizes)), sizes)
+    ring = np.repeat(np.arange(len(ends) - 1), ends[1:] - ends[:-1])
     rings = shapely.linearrings(points, indices=np.repeat(ring, 2))
     area = np.bincount(ring, row * (start - end))  # the integral of -y dx; negative for holes
-    ring_group = group[np.cumsum(sizes) - 1]
+    ring_group = group[ends[1:] - 1]
     shell_first = np.lexsort((area < 0, ring_group))
     return shapely.polygons(rings[shell_first], indices=ring_group[shell_first])

@@ -83,6 +83,13 @@ def open_map(path: str | Path) -> rasterio.DatasetReader:
         raise RunError(f"cannot read {path} to make polygons of it: {error}") from error
 
 
+def _read(source: rasterio.DatasetReader, window: Window) -> NDArray[np.uint8]:
+    try:
+        return source.read(1, window=window)
+    except rasterio.errors.RasterioIOError as error:
+        raise RunError(f"cannot read {source.name} to make polygons of it: {error}") from error
+
+
 def _strips(
     labels_path: str | Path, confidence_path: str | Path | None, classes: Sequence[int], strip_rows: int | None
 ) -> Iterator[_Strip]:
@@ -94,8 +101,8 @@ def _strips(
         rows = strip_rows or max(1, _STRIP_PIXELS // labels.width)
         for top in range(0, labels.height, rows):
             window = Window(0, top, labels.width, min(rows, labels.height - top))
-            image = labels.read(1, window=window)
-            plane = None if confidence_path is None else confidence.read(1, window=window)
+            image = _read(labels, window)
+            plane = None if confidence_path is None else _read(confidence, window)
             yield _strip(image, wanted[image], plane, top)
 
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import geopandas
 import numpy as np
+import pyogrio
 import pyproj
 import shapely
 from affine import Affine
 
-from uhrseg.errors import InputError
+from uhrseg.errors import InputError, RunError
 from uhrseg.geo.measure import Measure, measure, pixel_areas, planar, to_map
 from uhrseg.geo.rings import Geometries, unite
 from uhrseg.geo.strips import Component, components, open_map
+from uhrseg.geo.style import write_layer_style
 from uhrseg.legend import Legend
 
-__all__ = ["PolygonRecord", "pixel_areas", "polygonise"]
+__all__ = ["DRIVERS", "PolygonRecord", "check_polygon_file", "pixel_areas", "polygonise", "write_polygons"]
+
+DRIVERS: dict[str, str] = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON", ".parquet": "Parquet"}
+"""GDAL's driver for each suffix (Parquet is written by geopandas)."""
+
+_BATCH = 50_000
+"""Polygons written at a time."""
+
+_WRITE_ERRORS = (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, sqlite3.Error)
+
+_CHORD_M = 500.0
+"""Longest edge that is reprojected as one: on the ground its middle moves by under 5 mm (length^2 / 8 earth radii)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +122,117 @@ def _whole(batch: list[Component]) -> Geometries:
     group = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
     polygons[parted] = unite(np.array([piece for p in pieces for piece in p], object), group)
     return polygons
+
+
+def check_polygon_file(path: str | Path, crs: Any | None, overwrite: bool = False) -> None:
+    """What `write_polygons` would refuse, before any work: raises `InputError` with the way out."""
+    path = Path(path)
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise InputError(f"{path} ends in {path.suffix!r}, but polygons are written to {', '.join(DRIVERS)}")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist, create it first")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: overwrite it (--overwrite), or choose another name")
+    if driver == "GeoJSON" and crs is None:
+        raise InputError(f"{path} must be in EPSG:4326 (RFC 7946), but the raster has no CRS: write a .gpkg instead")
+    if driver == "Parquet" and find_spec("pyarrow") is None:
+        raise InputError(f"{path} needs the package pyarrow: install it (pip install pyarrow), or write a .gpkg")
+
+
+def write_polygons(
+    records: Iterable[PolygonRecord],
+    path: str | Path,
+    crs: Any | None,
+    legend: Legend,
+    layer: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write polygons and return how many; the suffix of `path` chooses the format of `DRIVERS`.
+
+    `crs`: anything pyproj reads, or None. The columns are ``class_id class area_m2 perimeter_m confidence
+    compactness``, the geometries polygons, the layer is called `layer` (default: the file's stem). A GeoPackage
+    gets a default QGIS style; GeoJSON is reprojected to EPSG:4326 with long edges cut up. The file takes its
+    name when it is complete. Memory: one batch of polygons; for Parquet all of them.
+    Raises `InputError` as `check_polygon_file`, `RunError` when the disk does not take it.
+    """
+    path = Path(path)
+    check_polygon_file(path, crs, overwrite)
+    name, driver = layer or path.stem, DRIVERS[path.suffix.lower()]
+    draft = path.with_name(f".{path.stem}.partial{path.suffix}")
+    _discard(draft)
+    try:
+        count = _write(iter(records), draft, None if crs is None else pyproj.CRS.from_user_input(crs), driver, name)
+        if driver == "GPKG":
+            write_layer_style(draft, name, legend)
+        os.replace(draft, path)
+    except _WRITE_ERRORS as error:
+        raise RunError(f"cannot write {path} ({error}): make room on its disk, or write elsewhere") from error
+    finally:
+        _discard(draft)
+    return count
+
+
+def _write(records: Iterator[PolygonRecord], draft: Path, crs: pyproj.CRS | None, driver: str, layer: str) -> int:
+    """Write all records to `draft`, in batches where the format can be appended to."""
+    if driver == "Parquet":
+        frame = _frame(list(records), crs)
+        frame.to_parquet(draft)
+        return len(frame)
+    count = 0
+    for number, batch in enumerate(_batches(records)):
+        frame = _frame(batch, crs)
+        count += len(frame)
+        _append(frame, draft, driver, layer, number > 0)
+    written = pyogrio.read_info(draft, force_feature_count=True)["features"]
+    if written != count:  # GDAL does not report every failed write
+        raise OSError(f"{written} of {count} polygons were written")
+    return count
+
+
+def _batches(records: Iterator[PolygonRecord]) -> Iterator[list[PolygonRecord]]:
+    """Lists of records; the first one may be empty, so that a file without polygons has its columns too."""
+    yield list(islice(records, _BATCH))
+    while batch := list(islice(records, _BATCH)):
+        yield batch
+
+
+def _frame(records: list[PolygonRecord], crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
+    """Records as a table with the columns of the contract."""
+    columns = {
+        "class_id": np.array([r.class_id for r in records], np.int32),
+        "class": np.array([r.class_name for r in records], object),
+        "area_m2": np.array([r.area_m2 for r in records], np.float64),  # None becomes NaN, written as null
+        "perimeter_m": np.array([r.perimeter_m for r in records], np.float64),
+        "confidence": np.array([r.confidence for r in records], np.float64),
+        "compactness": np.array([r.compactness for r in records], np.float64),
+        "geom": geopandas.array.from_shapely([r.geometry for r in records], crs=crs),
+    }
+    return geopandas.GeoDataFrame(columns, geometry="geom")
+
+
+def _append(frame: geopandas.GeoDataFrame, draft: Path, driver: str, layer: str, append: bool) -> None:
+    """Write a table to a new file, or to the end of one."""
+    options = {}
+    if driver == "GeoJSON":
+        frame = _to_lonlat(frame)
+        options = {"RFC7946": "YES", "COORDINATE_PRECISION": 9}  # 0.1 mm
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+        pyogrio.write_dataframe(
+            frame, draft, layer=layer, driver=driver, geometry_type="Polygon", append=append, **options
+        )
+
+
+def _to_lonlat(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+    """Reproject to EPSG:4326; straight edges on a map are curves there, so long ones get points between."""
+    if frame.crs.is_projected:
+        chord = _CHORD_M / frame.crs.axis_info[0].unit_conversion_factor
+        frame = frame.set_geometry(frame.geometry.segmentize(chord))
+    return frame.to_crs(4326)
+
+
+def _discard(draft: Path) -> None:
+    """Delete a draft and what SQLite left beside it."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        draft.with_name(draft.name + suffix).unlink(missing_ok=True)
