@@ -208,7 +208,9 @@ FORMATS = [
 
 
 def read(path: Path) -> geopandas.GeoDataFrame:
-    return geopandas.read_parquet(path) if path.suffix == ".parquet" else pyogrio.read_dataframe(path)
+    if path.suffix == ".parquet":
+        return geopandas.read_parquet(path)
+    return pyogrio.read_dataframe(path, layer=path.stem)
 
 
 def noisy_records(folder: Path, crs: str | None = UTM) -> list[PolygonRecord]:
@@ -326,7 +328,7 @@ FULL_DISK = textwrap.dedent("""
     from uhrseg.geo.vector import PolygonRecord, write_polygons
     from uhrseg.legend import Legend, LegendClass
     legend, folder = Legend((LegendClass(0, "a", "#000000"),)), Path(sys.argv[1])
-    records = [PolygonRecord(shapely.box(i, 0, i + 1, 1), 0, "a", 1, 4, 1, 1) for i in range(20_000)]
+    records = [PolygonRecord(shapely.box(i, 0, i + 1, 1), 0, "a", 1, 4, 1, 1) for i in range(2_000)]
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for limit in map(int, sys.argv[2:]):
         for suffix in (".gpkg", ".fgb", ".geojson"):
@@ -340,7 +342,7 @@ FULL_DISK = textwrap.dedent("""
 
 
 def test_a_full_disk_is_an_error_at_every_point(tmp_path: Path) -> None:
-    limits = [0, 4_000, 120_000, 1_000_000, 3_000_000]
+    limits = [0, 120_000, 471_500]  # at the last, GDAL loses the index of one and the end of another, silently
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), *map(str, limits)], capture_output=True, text=True, check=True
     )

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -184,10 +185,19 @@ def _write(records: Iterator[PolygonRecord], draft: Path, crs: pyproj.CRS | None
         frame = _frame(batch, crs)
         count += len(frame)
         _append(frame, draft, driver, layer, number > 0)
-    written = pyogrio.read_info(draft, force_feature_count=True)["features"]
-    if written != count:  # GDAL does not report every failed write
-        raise OSError(f"{written} of {count} polygons were written")
+    _verify(draft, driver, layer, count)
     return count
+
+
+def _verify(draft: Path, driver: str, layer: str, count: int) -> None:
+    """Read the file back (GDAL does not report every failed write); `OSError` when it is not whole."""
+    written = [len(pyogrio.raw.read(draft, columns=["class_id"], read_geometry=False)[3][0])] if count else []
+    if driver == "GPKG":
+        with closing(sqlite3.connect(draft)) as database:
+            index = f"rtree_{layer}_geom".replace('"', '""')
+            written += database.execute(f'SELECT count(*) FROM "{index}"').fetchone()
+    if any(n != count for n in written):
+        raise OSError(f"{min(written)} of {count} polygons were written")
 
 
 def _batches(records: Iterator[PolygonRecord]) -> Iterator[list[PolygonRecord]]:
