@@ -22,7 +22,7 @@ from uhrseg.engine.chunks import Strip
 from uhrseg.errors import InputError
 from uhrseg.geo.scene import Scene
 from uhrseg.geo.sink import ClassMapSink, PlanesSink
-from uhrseg.geo.vector import DRIVERS, pixel_areas, polygonise, write_polygons
+from uhrseg.geo.vector import DRIVERS, check_polygon_file, pixel_areas, polygonise, write_polygons
 
 if TYPE_CHECKING:
     from uhrseg.engine.predict import Prediction
@@ -119,8 +119,7 @@ class Outputs:
             if path.suffix.lower() not in DRIVERS:
                 legal = " ".join([_CLASS_MAP, *DRIVERS])
                 raise InputError(f"{path} ends in {path.suffix!r}: outputs end in one of {legal}")
-            if path.suffix.lower() == ".geojson" and self.scene.geobox.crs is None:
-                raise InputError(f"{path} must be in EPSG:4326, but the scene has no CRS: write a .gpkg instead")
+            check_polygon_file(path, self.scene.geobox.crs, overwrite=True)
         if self.min_area_m2 is not None and self.scene.geobox.crs is None:
             raise InputError("--min-area is in m2, but the scene has no CRS: give it one with gdal_edit -a_srs")
 

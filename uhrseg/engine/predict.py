@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,13 @@ class Prediction:
                 raise
             return seconds
 
-        try:
-            tasks = [dask.delayed(work)(chunk) for chunk in self.chunks]
-            return sum(dask.compute(*tasks, scheduler="threads", num_workers=self.workers))
-        except BaseException:  # Ctrl-C reaches this thread only: the others must be told
-            stop.set()
-            raise
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="uhrseg-chunk") as pool:  # leaving waits for threads
+            try:
+                tasks = [dask.delayed(work)(chunk) for chunk in self.chunks]
+                return sum(dask.compute(*tasks, scheduler="threads", pool=pool))
+            except BaseException:  # Ctrl-C reaches this thread only: the others must be told
+                stop.set()
+                raise
 
 
 class _Counter:
