@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,7 @@ from pyproj import Transformer
 
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.sink import ClassMapSink, PlanesSink, write_cog
+from uhrseg.geo.style import legend_from_tags
 from uhrseg.legend import Legend, LegendClass
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -106,7 +106,7 @@ def test_class_map_carries_colours_names_and_legend(tmp_path: Path) -> None:
         sink.write(slice(0, 600), slice(0, 600), class_image(600, 600))
     with rasterio.open(path) as result:
         assert {i: result.colormap(1)[i][:3] for i in range(3)} == {c.id: c.rgb for c in LEGEND.classes}
-        assert [c["name"] for c in json.loads(result.tags()["LEGEND"])] == LEGEND.names
+        assert legend_from_tags(result.tags()) == LEGEND
     rasterio.shutil.copy(path, tmp_path / "map.vrt", driver="VRT")  # GDAL's own view of the band, as text
     names = ElementTree.parse(tmp_path / "map.vrt").findall(".//CategoryNames/Category")
     assert [n.text for n in names] == LEGEND.names

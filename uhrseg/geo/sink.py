@@ -8,7 +8,6 @@ fit on the disk when a dataset closes is dropped, and a truncated COG can be "cr
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -19,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -32,7 +30,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.style import write_raster_style
+from uhrseg.geo.style import category_names, legend_tags, write_raster_style
 from uhrseg.legend import NODATA, Legend
 
 __all__ = ["PROBABILITY_SCALE", "ClassMapSink", "PlanesSink", "write_cog"]
@@ -148,10 +146,9 @@ class ClassMapSink(_TiledSink):
         super().__init__(path, geobox, 1, tags or {})
 
     def _describe(self) -> None:
-        classes = [{"id": c.id, "name": c.name, "color": c.color} for c in self.legend.classes]
-        self._partial.update_tags(LEGEND=json.dumps(classes, ensure_ascii=False))
+        self._partial.update_tags(**legend_tags(self.legend))
         self._partial.write_colormap(1, {c.id: (*c.rgb, 255) for c in self.legend.classes})
-        _sidecar(self.tiled_path).write_text(_category_names(self.legend.names), encoding="utf-8")
+        _sidecar(self.tiled_path).write_text(category_names(self.legend.names), encoding="utf-8")
 
     def write(self, rows: slice, cols: slice, labels: NDArray[np.uint8]) -> None:
         """Write class ids (Y, X) to a region in pixels of the geobox; any thread may call it."""
@@ -287,12 +284,6 @@ def _run_errors(path: Path) -> Iterator[None]:
 def _failure(path: Path, reason: str) -> RunError:
     free = shutil.disk_usage(path.parent).free / 1e9
     return RunError(f"cannot write {path} ({reason}): {free:.1f} GB are free there, make room or write elsewhere")
-
-
-def _category_names(names: Sequence[str]) -> str:
-    """GDAL's sidecar (PAM) with the category names of band 1."""
-    items = "".join(f"<Category>{escape(name)}</Category>" for name in names)
-    return f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{items}</CategoryNames></PAMRasterBand></PAMDataset>\n'
 
 
 def _sidecar(path: Path) -> Path:

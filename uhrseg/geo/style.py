@@ -6,14 +6,27 @@ A raster takes its style from ``NAME.qml`` beside it, a GeoPackage layer from a 
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from uhrseg.legend import Legend, LegendClass
 
-__all__ = ["polygon_qml", "raster_qml", "write_layer_style", "write_raster_style"]
+__all__ = [
+    "category_names",
+    "legend_from_tags",
+    "legend_tags",
+    "polygon_qml",
+    "raster_qml",
+    "write_layer_style",
+    "write_raster_style",
+]
+
+_TAG = "LEGEND"
 
 _VERSION = "3.28.0"
 """Oldest QGIS these styles are written for (it reads symbol properties from ``Option`` elements)."""
@@ -27,6 +40,28 @@ CREATE TABLE IF NOT EXISTS layer_styles (
 )
 """
 """The columns QGIS creates when it saves a style to a GeoPackage."""
+
+
+def legend_tags(legend: Legend) -> dict[str, str]:
+    """The legend as a dataset tag, which stays in the file when the sidecars are lost."""
+    return {_TAG: json.dumps(asdict(legend), ensure_ascii=False)}
+
+
+def legend_from_tags(tags: Mapping[str, str]) -> Legend | None:
+    """The legend a raster's tags hold; None when they hold none."""
+    if _TAG not in tags:
+        return None
+    data = json.loads(tags[_TAG])
+    return Legend(tuple(LegendClass(**c) for c in data["classes"]), data["background"], data["ignore"])
+
+
+def category_names(names: Sequence[str]) -> str:
+    """GDAL's sidecar (``.aux.xml``, https://gdal.org/en/stable/drivers/raster/pam.html) naming a band's values."""
+    root = Element("PAMDataset")
+    categories = SubElement(SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for name in names:
+        SubElement(categories, "Category").text = name
+    return tostring(root, encoding="unicode") + "\n"
 
 
 def raster_qml(legend: Legend) -> str:
