@@ -16,7 +16,6 @@ from uhrseg.errors import InputError
 __all__ = ["LinearHead", "UperHead"]
 
 _POOLS = (1, 2, 3, 6)  # Xiao et al. 2018 (UPerNet), pyramid pooling of Zhao et al. 2017
-_GROUPS = 8
 
 
 class LinearHead(nn.ConvTranspose2d):
@@ -41,16 +40,15 @@ class UperHead(nn.Module):
     Pyramid pooling on the coarsest map, a top-down feature pyramid, fusion at the finest stride, then one transposed
     convolution whose kernel is that stride: each pixel has weights of its own, where bilinear upsampling of logits
     would blur what is narrower than a token, and the 3x3 convolutions before it overlap tokens, so squares do not show.
-    Normalisation is GroupNorm: it is the same in training and use, needs no large batch, does not mix the statistics
-    of the two scales (BatchNorm's running means would), and a sample's result cannot depend on its batch.
+    Normalisation is LayerNorm over the channels of each place: it is the same in training and use, needs no large
+    batch, works on a pooled map of one cell, and does not mix the statistics of the two scales, as BatchNorm's running
+    means would.
     """
 
     last_only = False
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, head_channels: int = 128) -> None:
         super().__init__()
-        if head_channels % _GROUPS:
-            raise InputError(f"head_channels = {head_channels}: give a multiple of {_GROUPS} (groups of its norms)")
         if len(channels) < 2:
             raise InputError("head = 'upernet' needs a trunk with several stages (SwinV2): use head = 'linear'")
         mid = head_channels
@@ -80,7 +78,14 @@ class UperHead(nn.Module):
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(_GROUPS, outputs), nn.GELU())
+    return nn.Sequential(conv, _ChannelNorm(outputs), nn.GELU())
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a map (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class SwinBlock(SwinTransformerV2Block):
         if want == "relays":
             return tokens, x
         patches = flat.shape[1]
-        return x[:, :patches].reshape(shape), x[:, patches:] if want == "both" else relays
+        if want == "tokens":
+            return x.view(shape), relays
+        return x[:, :patches].reshape(shape), x[:, patches:].contiguous()
 
     def _attend(self, tokens: Tensor, relays: Tensor | None, want: Want) -> Tensor:
         """Window attention of patches and relays -> (B, HW + R, C), or the part that ``want`` names."""

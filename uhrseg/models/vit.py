@@ -206,7 +206,7 @@ def _rows(module: nn.Module, x: Tensor, rows: slice) -> Tensor:
 
 def _attend_rows(attn: Attention, x: Tensor, rows: slice) -> Tensor:
     (weight, bias), dim = (attn.qkv.weight, attn.qkv.bias), attn.attn_dim
-    q = F.linear(x[:, rows], weight[:dim], None if bias is None else bias[:dim]).unflatten(2, (1, attn.num_heads, -1))
+    q = F.linear(x[:, rows].contiguous(), weight[:dim], None if bias is None else bias[:dim]).unflatten(2, (1, attn.num_heads, -1))
     kv = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).unflatten(2, (2, attn.num_heads, -1))
     q, k, v = (t.transpose(1, 2) for t in (*q.unbind(2), *kv.unbind(2)))  # (B, heads, rows | R + N, d)
     drop = attn.attn_drop.p if attn.training else 0.0

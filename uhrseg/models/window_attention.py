@@ -54,7 +54,7 @@ class CosineAttention(WindowAttention):
         if rows == slice(None):
             q, k, v = _split_heads(F.linear(x, weight, bias), 3, tokens, heads)
             return q, k, v
-        wanted = x[:, :, rows]
+        wanted = x[:, :, rows].contiguous()  # torch rounds otherwise on strided input, and batches differ in strides
         (q,) = _split_heads(F.linear(wanted, weight[:dim], bias[:dim]), 1, wanted.shape[2], heads)
         k, v = _split_heads(F.linear(x, weight[dim:], bias[dim:]), 2, tokens, heads)
         return q, k, v
