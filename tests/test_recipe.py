@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from tests.synthetic import recipe_for
 from uhrseg.errors import InputError
-from uhrseg.recipe import DataTable, LossTable, ModelTable, Recipe, TrainTable
+from uhrseg.recipe import DataTable, LossTable, ModelTable, Recipe, TrainTable, WindowTable
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
@@ -18,7 +18,7 @@ def test_every_recipe_of_the_project_loads(path: Path) -> None:
     assert Recipe.read(path).name
 
 
-@pytest.mark.parametrize("table", [Recipe, DataTable, ModelTable, TrainTable, LossTable])
+@pytest.mark.parametrize("table", [Recipe, DataTable, ModelTable, WindowTable, TrainTable, LossTable])
 def test_every_key_has_a_sentence(table: type[BaseModel]) -> None:
     tables = {"data", "model", "window", "train", "loss"}
     silent = [n for n, f in table.model_fields.items() if n not in tables and not (f.description or "").endswith(".")]

@@ -67,7 +67,7 @@ class WindowSpec(_Frozen):
 
     size: int = Field(256, gt=0, description="Side of the local window, and of the context window, in pixels.")
     context_factor: int | None = Field(
-        4, ge=2, description="The context window covers this many times the side; none: single scale."
+        None, ge=2, description="The context window covers this many times the side; none: single scale."
     )
     overlap: float = Field(0.25, ge=0, le=0.5, description="Share of a window's side shared with the next one.")
     context: Literal["average", "decimate"] = Field(

@@ -19,7 +19,7 @@ from uhrseg.card import BandSpec, ClassSpec, WindowSpec, explain
 from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
 
-__all__ = ["DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable"]
+__all__ = ["DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable", "WindowTable"]
 
 SINGLE_SCALE = ("single", "registers")
 """Strategies whose model sees no context window."""
@@ -84,6 +84,14 @@ class ModelTable(_Table):
         return self.model_dump(exclude_none=True, exclude={"pretrained"}, mode="json")
 
 
+class WindowTable(WindowSpec):
+    """The window pair; the factor is the paper's by default and of no effect for strategies with one scale."""
+
+    context_factor: int | None = Field(
+        4, ge=2, description="The context window covers this many times the side of the local one."
+    )
+
+
 class TrainTable(_Table):
     """The optimisation (paper, section 4.1) and the augmentation."""
 
@@ -142,7 +150,7 @@ class Recipe(_Table):
     citation: str = Field("", description="What to cite, for the card.")
     data: DataTable
     model: ModelTable
-    window: WindowSpec = WindowSpec()
+    window: WindowTable = WindowTable()
     train: TrainTable = TrainTable()
     loss: LossTable = LossTable()
 

@@ -7,7 +7,7 @@ from torch.optim import SGD
 from uhrseg.engine.schedule import cosine_lr, plateau, set_lr, warmup_lr, warmup_steps
 
 # Learning rate at the first steps of a 200-step run of the published code (golden warmup.json: 5 %, 1e-5 to 1e-3).
-PUBLISHED = [1e-05, 0.000109, 0.000208, 0.000307, 0.000406, 0.000505, 0.000604, 0.000703, 0.000802, 0.000901, *[1e-3] * 5]
+PUBLISHED = [1e-5, 1.09e-4, 2.08e-4, 3.07e-4, 4.06e-4, 5.05e-4, 6.04e-4, 7.03e-4, 8.02e-4, 9.01e-4, *[1e-3] * 5]
 
 
 def optimizer(lr: float = 1.0) -> SGD:

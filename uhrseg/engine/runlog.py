@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -17,25 +18,28 @@ __all__ = ["RunLog", "replace_file"]
 
 
 class RunLog:
-    """Writes ``log.jsonl`` and ``metrics.csv`` of `folder`; records after step `start` of an earlier try are dropped.
+    """Writes ``log.jsonl`` and ``metrics.csv`` of `folder`; use it as a context manager.
 
-    Use it as a context manager. `columns` are those of ``metrics.csv``. Processes other than the first write nothing
-    (`writes` false).
+    What an earlier try wrote after step `step` or after `epochs` finished epochs is dropped. `columns` are those of
+    ``metrics.csv``. Processes other than the first write nothing (`writes` false).
     """
 
-    def __init__(self, folder: Path, columns: Sequence[str], start: int, total: int, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, columns: Sequence[str], step: int, epochs: int, total: int, writes: bool = True
+    ) -> None:
         self.log_path, self.metrics_path = folder / "log.jsonl", folder / "metrics.csv"
         self.columns = list(columns)
         self.writes = writes
+        self._records: list[Mapping[str, Any]] = []  # of the current epoch
         if writes:
-            _keep_lines(self.log_path, start)
-            _keep_rows(self.metrics_path, self.columns, start)
+            self._records = [r for r in _keep_lines(self.log_path, step) if r["epoch"] == epochs]
+            _keep_rows(self.metrics_path, self.columns, epochs)
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(), console=console, disable=not (writes and console.is_terminal),
         )  # fmt: skip
-        self._task = self._progress.add_task("training", total=total, completed=start, state="")
+        self._task = self._progress.add_task("training", total=total, completed=step, state="")
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -52,14 +56,18 @@ class RunLog:
             return
         with open(self.log_path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        self._records.append(record)
         shown = ("loss", "local", "global", "consistency", "lr", "samples_per_s", "data_wait")
         state = "  ".join(f"{key} {record[key]:.3g}" for key in shown)
         self._progress.update(self._task, completed=record["step"], state=state)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Append one row to ``metrics.csv``; columns without a value stay empty."""
+    def epoch(self, scores: Mapping[str, Any]) -> None:
+        """Append one row to ``metrics.csv``: the epoch's last step, its mean losses and speed, and `scores`."""
         if not self.writes:
             return
+        row = {key: fmean(r[key] for r in self._records) for key in self.columns if key in self._records[-1]}
+        row |= {key: self._records[-1][key] for key in ("epoch", "step", "lr")} | dict(scores)
+        self._records = []
         with open(self.metrics_path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
@@ -76,18 +84,21 @@ def replace_file(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _keep_lines(path: Path, start: int) -> None:
-    """Keep the records up to step `start`; a last line cut by a kill goes too."""
+def _keep_lines(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keep the records up to `step` and return them; a last line cut by a kill goes too."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-    replace_file(path, "".join(line + "\n" for line in kept))
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [record for record in records if record["step"] <= step]
+    replace_file(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
-def _keep_rows(path: Path, columns: Sequence[str], start: int) -> None:
+def _keep_rows(path: Path, columns: Sequence[str], epochs: int) -> None:
+    """Keep the rows of the first `epochs` epochs."""
     kept: list[dict[str, str]] = []
     if path.exists():
         with open(path, encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= start]
+            kept = list(csv.DictReader(file))[:epochs]
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")

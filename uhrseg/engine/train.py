@@ -7,34 +7,33 @@ A run is a function of its recipe. Samples depend on (seed, epoch, index) and th
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from uhrseg import models
-from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, WindowSpec, sha256_of
+from uhrseg.card import ModelCard
 from uhrseg.data.chips import Chip, Chips
 from uhrseg.data.datasets import LabelledRaster, find_rasters
 from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import band_statistics, labels_on, load_scenes
 from uhrseg.engine import schedule
+from uhrseg.engine.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
 from uhrseg.engine.device import resolve_device, resolve_precision
 from uhrseg.engine.losses import Losses, loss_normalisers, relay_loss
 from uhrseg.engine.predict import predict_labels
 from uhrseg.engine.runlog import RunLog
 from uhrseg.engine.score import Confusion
+from uhrseg.engine.trained import model_card, with_training, write_model
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import overlap_pixels
 from uhrseg.geo.scene import Scene
@@ -44,18 +43,8 @@ from uhrseg.report.curves import draw_curves
 __all__ = ["train", "validate"]
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_SPEED = ("samples_per_s", "data_wait")
 _TERMS = ("loss", "local", "global", "consistency", "dice")
-_UNKNOWN_SHA = "0" * 64  # of a card whose weights are not written yet
-
-
-@dataclass
-class State:
-    """Everything that changes while training."""
-
-    module: nn.Module
-    optimizer: AdamW
-    plateau: ReduceLROnPlateau
-    step: int = 0  # optimiser steps done
 
 
 def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: bool = False) -> Path:
@@ -71,22 +60,27 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
     device = resolve_device(recipe.train.device)
     fabric = _launch(device, resolve_precision(recipe.train.precision, device))
     run_dir = Path(run_dir)
-    _prepare_folder(recipe, run_dir, resume, fabric)
-    rasters = find_rasters(recipe.data, "train")
-    scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, run_dir)
-    val = find_rasters(recipe.data, "val") if recipe.data.val else []
-    mean, std = band_statistics(scenes)
-    chips = Chips(
-        scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, ignore=recipe.data.ignore,
-        seed=recipe.seed, std=std,
-    )  # fmt: skip
-    state = _new_state(recipe, fabric.device)
-    if resume:
-        _load_checkpoint(state, run_dir / "checkpoints" / "last")
-    card = model_card(recipe, mean, std)
-    scores = _fit(fabric, recipe, state, chips, card, val, run_dir)
+    _check_folder(recipe, run_dir, resume)
+    with tempfile.TemporaryDirectory(prefix="uhrseg-train-") as scratch:
+        rasters = find_rasters(recipe.data, "train")
+        val = find_rasters(recipe.data, "val") if recipe.data.val else []
+        scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch))
+        mean, std = band_statistics(scenes)
+        chips = Chips(
+            scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, ignore=recipe.data.ignore,
+            seed=recipe.seed, std=std,
+        )  # fmt: skip
+        state = _new_state(recipe, fabric.device)
+        if resume:
+            load_checkpoint(state, run_dir)
+        if fabric.is_global_zero:
+            (run_dir / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+            recipe.write(run_dir / "recipe.toml")
+        card = model_card(recipe, mean, std)
+        _fit(fabric, recipe, state, chips, card, val, run_dir)
     if fabric.is_global_zero:
-        _write_model(state.module, _with_training(card, recipe, state, len(scenes), scores), run_dir / "model")
+        draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+        write_model(state.module, with_training(card, recipe, state.step, len(scenes), state.scores), run_dir / "model")
     fabric.barrier()
     return run_dir / "model"
 
@@ -99,55 +93,44 @@ def _fit(
     card: ModelCard,
     val: Sequence[LabelledRaster],
     run_dir: Path,
-) -> dict[str, Any] | None:
-    """The loop over optimiser steps; returns the last validation's scores."""
-    settings, scores = recipe.train, None
+) -> None:
+    """The loop over optimiser steps and epochs, from `state` to the end of the recipe."""
+    settings = recipe.train
     total = settings.epochs * settings.steps_per_epoch
     batches = _batches(fabric, recipe, chips, state.step, total)
     scale = _Scale(card, fabric.device)
     model, optimizer = fabric.setup(state.module, state.optimizer)
-    model.train()
-    names = [f"val_iou_{name}" for name in card.legend.names]
-    columns = ["epoch", "step", "lr", *_TERMS, "samples_per_s", "data_wait", "val_miou", *names]
-    epoch_records: list[dict[str, float]] = []
-    with RunLog(run_dir, columns, state.step, total, fabric.is_global_zero) as log:
-        while state.step < total:
-            started = time.perf_counter()
-            passes = [fabric.to_device(next(batches)) for _ in range(settings.accumulate)]
-            waited = time.perf_counter() - started
-            lr = _set_lr(recipe, state, total)
-            terms = _step(fabric, recipe, model, optimizer, passes, scale, state.step)
-            state.step += 1
-            seconds = time.perf_counter() - started
-            samples = settings.batch_size * settings.accumulate * fabric.world_size
-            epoch = (state.step - 1) // settings.steps_per_epoch
-            record = {"step": state.step, "epoch": epoch, **terms, "lr": lr,
-                      "samples_per_s": samples / seconds, "data_wait": waited / seconds}  # fmt: skip
-            log.step(record)
-            epoch_records.append(record)
-            if state.step % settings.steps_per_epoch == 0:
-                row = {key: float(np.mean([r[key] for r in epoch_records])) for key in columns if key in record}
-                row |= {"epoch": epoch, "step": state.step, "lr": lr}
-                epoch_records = []
-                if val and _validates(recipe, epoch):
-                    scores = validate(state.module, card, val, recipe, fabric)
-                    model.train()
-                    row |= _score_columns(scores)
-                    log.say(_score_line(epoch, scores))
-                    if settings.schedule == "plateau":
-                        state.plateau.step(scores["miou"] or 0.0)
-                log.epoch(row)
-            if state.step % settings.checkpoint_every == 0 or state.step == total:
-                _save_checkpoint(fabric, state, run_dir / "checkpoints" / "last")
-    if fabric.is_global_zero:
-        draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-    return scores
+    columns = ["epoch", "step", "lr", *_TERMS, *_SPEED, *_score_columns(card.legend.names)]
+    with RunLog(run_dir, columns, state.step, state.epochs, total, fabric.is_global_zero) as log:
+        while state.epochs < settings.epochs:
+            while state.step < (state.epochs + 1) * settings.steps_per_epoch:
+                model.train()
+                started = time.perf_counter()
+                passes = [fabric.to_device(next(batches)) for _ in range(settings.accumulate)]
+                waited = time.perf_counter() - started
+                lr = _set_lr(recipe, state, total)
+                terms = _step(fabric, recipe, model, optimizer, passes, scale, state.step)
+                state.step += 1
+                speed = _speed(recipe, fabric, time.perf_counter() - started, waited)
+                log.step({"step": state.step, "epoch": state.epochs, **terms, "lr": lr, **speed})
+                if state.step % settings.checkpoint_every == 0:
+                    save_checkpoint(fabric, state, run_dir)
+            validated = bool(val) and _validates(recipe, state.epochs)
+            if validated:
+                save_checkpoint(fabric, state, run_dir)  # a validation that fails costs no training
+                state.scores = validate(state.module, card, val, recipe, fabric)
+                log.say(_score_line(state.epochs, state.scores))
+                if settings.schedule == "plateau":
+                    state.plateau.step(state.scores["miou"] or 0.0)
+            log.epoch(_score_columns(card.legend.names, state.scores if validated else None))
+            state.epochs += 1
+    save_checkpoint(fabric, state, run_dir)
 
 
 def _step(
     fabric: Fabric,
     recipe: Recipe,
-    model: nn.Module,
+    model: Any,
     optimizer: Any,
     passes: list[Chip],
     scale: _Scale,
@@ -296,8 +279,16 @@ def _validates(recipe: Recipe, epoch: int) -> bool:
     return last or (every > 0 and (epoch + 1) % every == 0)
 
 
-def _score_columns(scores: dict[str, Any]) -> dict[str, float | None]:
-    return {"val_miou": scores["miou"]} | {f"val_iou_{n}": c["iou"] for n, c in scores["classes"].items()}
+def _speed(recipe: Recipe, fabric: Fabric, seconds: float, waited: float) -> dict[str, float]:
+    """Samples per second of all processes, and the share of the step spent waiting for data."""
+    samples = recipe.train.batch_size * recipe.train.accumulate * fabric.world_size
+    return dict(zip(_SPEED, (samples / seconds, waited / seconds), strict=True))
+
+
+def _score_columns(names: Sequence[str], scores: dict[str, Any] | None = None) -> dict[str, float | None]:
+    """The validation columns of ``metrics.csv``, empty without `scores`."""
+    iou = {name: None if scores is None else scores["classes"][name]["iou"] for name in names}
+    return {"val_miou": scores and scores["miou"]} | {f"val_iou_{name}": value for name, value in iou.items()}
 
 
 def _score_line(epoch: int, scores: dict[str, Any]) -> str:
@@ -311,101 +302,14 @@ def _shortened(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=short)})
 
 
-def _prepare_folder(recipe: Recipe, run_dir: Path, resume: bool, fabric: Fabric) -> None:
-    """Create the run folder with its resolved recipe, or check that the one to resume is this recipe's."""
-    written = run_dir / "recipe.toml"
-    if resume:
-        if not (run_dir / "checkpoints" / "last").is_file():
-            raise InputError(f"{run_dir} has no checkpoint to resume from: start it without --resume")
-        if Recipe.read(written) != recipe:
-            raise InputError(f"the recipe differs from that of the run: resume with {written} and no --set")
-    elif fabric.is_global_zero:
+def _check_folder(recipe: Recipe, run_dir: Path, resume: bool) -> None:
+    """Refuse a folder in use, or, to resume, one without a checkpoint or of another recipe."""
+    if not resume:
         if run_dir.exists() and any(run_dir.iterdir()):
             raise InputError(f"{run_dir} is not empty: choose another folder with -o, or go on with --resume")
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        recipe.write(written)
-    fabric.barrier()
-
-
-def _save_checkpoint(fabric: Fabric, state: State, path: Path) -> None:
-    """Write beside `path` and rename: the last checkpoint is always whole."""
-    if fabric.is_global_zero:
-        content = {
-            "module": state.module.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "plateau": state.plateau.state_dict(),
-            "step": state.step,
-        }
-        partial = path.with_name("last.partial")
-        try:
-            torch.save(content, partial)
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(f"the checkpoint {path} cannot be written ({error}); the one before it is kept") from error
-    fabric.barrier()
-
-
-def _load_checkpoint(state: State, path: Path) -> None:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state.module.load_state_dict(content["module"])
-        state.optimizer.load_state_dict(content["optimizer"])
-        state.plateau.load_state_dict(content["plateau"])
-        state.step = content["step"]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise RunError(f"the checkpoint {path} cannot be read: {error}") from error
-
-
-def model_card(recipe: Recipe, mean: NDArray[np.float64], std: NDArray[np.float64]) -> ModelCard:
-    """The card of a recipe's model, its bands scaled by the training scenes' statistics; weights not yet hashed."""
-    bands: Sequence[BandSpec] = [
-        band.model_copy(update={"mean": float(m), "std": float(s)})
-        for band, m, s in zip(recipe.data.band, mean, std, strict=True)
-    ]
-    window: WindowSpec = recipe.window.model_copy(update={"context_factor": recipe.context_factor})
-    classes: tuple[ClassSpec, ...] = recipe.data.class_
-    return ModelCard(
-        name=recipe.name, license=recipe.license, description=recipe.description, citation=recipe.citation,
-        architecture=recipe.model.architecture, input=InputSpec(gsd_m=recipe.data.gsd_m, band=tuple(bands)),
-        window=window, class_=classes, background=recipe.data.background, ignore=recipe.data.ignore,
-        weights=WeightsSpec(sha256=_UNKNOWN_SHA),
-    )  # fmt: skip
-
-
-def _with_training(
-    card: ModelCard, recipe: Recipe, state: State, scenes: int, scores: dict[str, Any] | None
-) -> ModelCard:
-    """The card with how it was trained and what the last validation gave."""
-    settings = recipe.train
-    training: dict[str, Any] = {
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "scenes": scenes,
-        "steps": state.step,
-        "samples": state.step * settings.batch_size * settings.accumulate,
-        "schedule": settings.schedule,
-        "lr": settings.lr,
-        "precision": settings.precision,
-    }
-    if scores is not None:
-        training["validation"] = {key: scores[key] for key in ("miou", "miou_rule", "accuracy") if scores[key]}
-        training["validation"]["iou"] = {
-            name: c["iou"] for name, c in scores["classes"].items() if c["iou"] is not None
-        }
-    return card.model_copy(update={"training": training})
-
-
-def _write_model(module: nn.Module, card: ModelCard, folder: Path) -> None:
-    """Write the model folder beside its place and swap it in."""
-    partial, old = folder.with_name("model.partial"), folder.with_name("model.old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    weights = partial / card.weights.file
-    models.save_weights(module, weights)
-    card = card.model_copy(update={"weights": WeightsSpec(file=card.weights.file, sha256=sha256_of(weights))})
-    card.write(partial)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        return
+    if not (run_dir / CHECKPOINT).is_file():
+        raise InputError(f"{run_dir} has no checkpoint to resume from: start it without --resume")
+    written = run_dir / "recipe.toml"
+    if Recipe.read(written) != recipe:
+        raise InputError(f"the recipe differs from that of the run: resume with {written} and no --set")
