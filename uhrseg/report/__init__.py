@@ -1,0 +1,1 @@
+"""Pictures for people: quicklooks and curves. Numpy and matplotlib; neither engine nor torch."""
