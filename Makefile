@@ -10,12 +10,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	@mkdir -p demo
 	$(BIN)/uhrseg predict examples/parcel.tif --model swinv2-relay -o demo/mounds.gpkg -o demo/classes.tif --overwrite
-	$(BIN)/uhrseg inspect examples/parcel.tif --labels demo/classes.tif --png demo/quicklook.png --overwrite
+	$(BIN)/uhrseg inspect examples/parcel.tif --labels demo/classes.tif --polygons demo/mounds.gpkg \
+		--png demo/quicklook.png --overwrite
 	@echo
 	@echo "Made from examples/parcel.tif (real ground, artificial features: see NOTICE):"
 	@echo "  demo/mounds.gpkg     polygons in the parcel's CRS; open it in QGIS"
 	@echo "  demo/classes.tif     class map, a Cloud Optimized GeoTIFF with colours and names"
-	@echo "  demo/quicklook.png   the classes drawn over the relief"
+	@echo "  demo/quicklook.png   classes and outlines over the relief"
 
 test: lint pytest
 

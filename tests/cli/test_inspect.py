@@ -75,8 +75,9 @@ def test_a_quicklook_is_drawn_and_not_overwritten(uhrseg: Uhrseg, raster: Path, 
 
 
 def test_labels_without_a_picture_are_refused(uhrseg: Uhrseg, raster: Path) -> None:
-    result = uhrseg("inspect", raster, "--labels", "classes.tif")
-    assert result.exit_code == 2 and "--png" in result.stderr
+    for option in ("--labels", "--polygons"):
+        result = uhrseg("inspect", raster, option, "file")
+        assert result.exit_code == 2 and "--png" in result.stderr
 
 
 def test_what_is_no_raster_is_refused(uhrseg: Uhrseg) -> None:

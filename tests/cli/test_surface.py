@@ -25,7 +25,7 @@ SURFACE = {
     "train": TALK | {"--fast-dev-run", "--output", "--resume", "--set", "-o"},
     "models list": TALK | {"--json"},
     "models show": TALK | {"--json"},
-    "inspect": TALK | READ | {"--json", "--labels", "--model", "--overwrite", "--png"},
+    "inspect": TALK | READ | {"--json", "--labels", "--model", "--overwrite", "--png", "--polygons"},
 }
 HEAVY = ("dask", "geopandas", "matplotlib", "numpy", "pandas", "pydantic", "rasterio", "timm", "torch", "xarray")
 

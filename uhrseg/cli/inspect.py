@@ -24,6 +24,9 @@ def inspect_command(
     labels: Annotated[
         Path | None, typer.Option("--labels", metavar="CLASSES.tif", help="Class map drawn over the quicklook.")
     ] = None,
+    polygons: Annotated[
+        Path | None, typer.Option("--polygons", metavar="FILE", help="Polygons outlined on the quicklook.")
+    ] = None,
     bidx: options.Bidx = None,
     nodata: options.Nodata = None,
     allow_network: options.AllowNetwork = False,
@@ -42,8 +45,8 @@ def inspect_command(
     from uhrseg.cli.facts import raster_facts
     from uhrseg.geo.scene import Scene
 
-    if labels and not png:
-        raise InputError("--labels draws a class map over the quicklook: name the quicklook with --png")
+    if (labels or polygons) and not png:
+        raise InputError("--labels and --polygons are drawn over the quicklook: name the quicklook with --png")
     if png and png.exists() and not overwrite:
         raise InputError(f"{png} exists: pass --overwrite to replace it")
     scene = Scene.open(raster, bidx=options.band_numbers(bidx), nodata=nodata, allow_network=allow_network)
@@ -56,7 +59,7 @@ def inspect_command(
         if model is not None and misfit is None:
             typer.echo(f"  model       fits {model}")
     if png:
-        _draw(scene.paths[0], labels, png)
+        _draw(scene, labels, polygons, png)
         say(f"wrote {png}")
     if misfit:
         raise InputError(misfit)
@@ -75,7 +78,7 @@ def _misfit(scene: Scene, model: str) -> str | None:
     return None
 
 
-def _draw(raster: str, labels: Path | None, png: Path) -> None:
+def _draw(scene: Scene, labels: Path | None, polygons: Path | None, png: Path) -> None:
     from uhrseg.report.quicklook import quicklook
 
-    quicklook(raster, labels, None, png)
+    quicklook(scene.paths[0], labels, None, png, polygons_path=polygons)
