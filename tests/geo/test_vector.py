@@ -85,10 +85,10 @@ def test_any_strip_height_gives_the_components_of_the_whole_raster(
             assert record.confidence == pytest.approx(confidence[inside].mean() / 254, abs=1e-12)
 
 
-@pytest.mark.parametrize("strip_rows", [1, 37, 512])
+@pytest.mark.parametrize("strip_rows", [1, 37, 256])
 def test_a_noisy_raster_of_many_strips(tmp_path: Path, strip_rows: int) -> None:
     """Near the percolation threshold components are long, tangled and full of holes that touch at corners."""
-    image = (np.random.default_rng(3).random((512, 300)) < 0.6).astype(np.uint8)
+    image = (np.random.default_rng(3).random((256, 200)) < 0.6).astype(np.uint8)
     records = list(polygonise(write_raster(tmp_path / "n.tif", image), None, LEGEND, [1], strip_rows=strip_rows))
     labelled, count = four_connected(image, 1)
     assert len(records) == count
@@ -105,6 +105,13 @@ def test_nested_rings_stay_whole(tmp_path: Path) -> None:
     records = list(polygonise(write_raster(tmp_path / "r.tif", image), None, LEGEND, [1], strip_rows=3))
     assert len(records) == 5 == four_connected(image, 1)[1]
     assert sorted(len(r.geometry.interiors) for r in records) == [1, 1, 1, 1, 1]
+
+
+def test_confidence_of_a_strip_whose_sum_passes_32_bits(tmp_path: Path) -> None:
+    labels = write_raster(tmp_path / "l.tif", np.ones((4200, 4200), np.uint8))
+    confidence = write_raster(tmp_path / "c.tif", np.full((4200, 4200), 254, np.uint8))
+    (record,) = polygonise(labels, confidence, LEGEND, [1], strip_rows=4200)
+    assert record.confidence == 1
 
 
 def test_polygons_have_no_needless_corners(tmp_path: Path) -> None:

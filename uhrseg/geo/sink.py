@@ -1,9 +1,9 @@
 """Raster outputs: pixels go into a tiled partial beside the final name, which becomes a COG when complete.
 
-The partial is an uncompressed tiled GeoTIFF (rewriting part of a compressed tile would leave the old one in the
-file), sparse where nothing was written. GDAL reports some failed writes to nobody: a dirty block that does not
-fit on the disk when a dataset closes is dropped, and a truncated COG can be "created" without an error. So every
-`write` leaves a checksum, and both files are read back against them before the output takes its name.
+The partial is an uncompressed tiled GeoTIFF (rewriting part of a compressed tile leaves the old one in the file),
+sparse where nothing was written. GDAL reports some failed writes to nobody: a block that does not fit on the disk
+when a dataset closes is dropped, and a truncated COG can be "created" without an error. So every `write` leaves a
+checksum, and both files are read back against them before the output takes its name.
 """
 
 from __future__ import annotations
@@ -168,13 +168,9 @@ class PlanesSink(_TiledSink):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        geobox: GeoBox,
-        names: Sequence[str],
-        tags: dict[str, str] | None = None,
+        self, path: str | Path, geobox: GeoBox, names: Sequence[str], tags: dict[str, str] | None = None,
         cog: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.cog = cog
         self.names = tuple(names)
         super().__init__(path, geobox, len(names), tags or {})
@@ -232,21 +228,14 @@ def _create(path: Path, geobox: GeoBox, count: int) -> rasterio.io.DatasetWriter
             path,
             "w",
             driver="GTiff",
-            height=geobox.height,
-            width=geobox.width,
-            count=count,
-            dtype="uint8",
-            nodata=NODATA,
+            height=geobox.height, width=geobox.width, count=count, dtype="uint8", nodata=NODATA,
             crs=None if geobox.crs is None else CRS.from_wkt(geobox.crs.to_wkt()),
             transform=geobox.transform,
-            tiled=True,
-            blockxsize=_BLOCK,
-            blockysize=_BLOCK,
-            interleave="band",
+            tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK, interleave="band",
             photometric="MINISBLACK",  # three planes are not red, green and blue
             bigtiff="IF_SAFER",
             sparse_ok=True,
-        )
+        )  # fmt: skip
 
 
 def _verify(file: Path, checksums: dict[_Region, int], path: Path) -> None:

@@ -25,7 +25,7 @@ from uhrseg.geo.rings import Geometries, Ints, edges
 __all__ = ["Component", "components", "open_map"]
 
 _STRIP_PIXELS = 4 << 20
-"""Pixels read at a time; with up to 16 Mi of them, the sum of a strip's confidences (at most 254 each) fits 32 bits."""
+"""Pixels read at a time."""
 
 _BATCH = 4096
 """Polygons taken from GDAL at a time: as Python numbers their corners need ten times the memory."""
@@ -148,11 +148,12 @@ def _sums(plane: NDArray[np.uint8] | None, start: Ints, end: Ints, owner: Ints, 
     """
     if plane is None:
         return np.zeros(count, np.int64)
-    table = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), np.uint32)
-    np.cumsum(plane, axis=1, dtype=np.uint32, out=table[1:, 1:])
+    kind = np.uint32 if plane.size <= 1 << 24 else np.uint64  # 2^24 values of 8 bits sum to less than 2^32
+    table = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), kind)
+    np.cumsum(plane, axis=1, dtype=kind, out=table[1:, 1:])
     np.cumsum(table, axis=0, out=table)
-    below, above = table[end[:, 1], end[:, 0]], table[start[:, 1], start[:, 0]]
-    left_of_edge = np.where(start[:, 0] == end[:, 0], below.astype(np.int64) - above, 0)
+    below, above = (table[p[:, 1], p[:, 0]].astype(np.int64) for p in (end, start))
+    left_of_edge = np.where(start[:, 0] == end[:, 0], below - above, 0)
     return np.bincount(owner, left_of_edge, count).astype(np.int64)  # float64 inside: exact below 2^53
 
 
