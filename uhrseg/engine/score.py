@@ -119,5 +119,5 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _or_none(value: float) -> float | None:
+def _or_none(value: float | np.floating[Any]) -> float | None:
     return float(value) if np.isfinite(value) else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -25,22 +25,20 @@ from uhrseg.card import ModelCard
 from uhrseg.data.chips import Chip, Chips
 from uhrseg.data.datasets import LabelledRaster, find_rasters
 from uhrseg.data.sampling import StepSampler
-from uhrseg.data.scenes import band_statistics, labels_on, load_scenes
+from uhrseg.data.scenes import band_statistics, load_scenes
 from uhrseg.engine import schedule
 from uhrseg.engine.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
 from uhrseg.engine.device import resolve_device, resolve_precision
 from uhrseg.engine.losses import Losses, loss_normalisers, relay_loss
-from uhrseg.engine.predict import predict_labels
 from uhrseg.engine.runlog import RunLog
-from uhrseg.engine.score import Confusion
 from uhrseg.engine.trained import model_card, with_training, write_model
+from uhrseg.engine.validate import reduced, score_columns, score_line, validate
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import overlap_pixels
-from uhrseg.geo.scene import Scene
 from uhrseg.recipe import Recipe
 from uhrseg.report.curves import draw_curves
 
-__all__ = ["train", "validate"]
+__all__ = ["train"]
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SPEED = ("samples_per_s", "data_wait")
@@ -100,7 +98,7 @@ def _fit(
     batches = _batches(fabric, recipe, chips, state.step, total)
     scale = _Scale(card, fabric.device)
     model, optimizer = fabric.setup(state.module, state.optimizer)
-    columns = ["epoch", "step", "lr", *_TERMS, *_SPEED, *_score_columns(card.legend.names)]
+    columns = ["epoch", "step", "lr", *_TERMS, *_SPEED, *score_columns(card.legend.names)]
     with RunLog(run_dir, columns, state.step, state.epochs, total, fabric.is_global_zero) as log:
         while state.epochs < settings.epochs:
             while state.step < (state.epochs + 1) * settings.steps_per_epoch:
@@ -119,10 +117,10 @@ def _fit(
             if validated:
                 save_checkpoint(fabric, state, run_dir)  # a validation that fails costs no training
                 state.scores = validate(state.module, card, val, recipe, fabric)
-                log.say(_score_line(state.epochs, state.scores))
+                log.say(score_line(state.epochs, state.scores))
                 if settings.schedule == "plateau":
                     state.plateau.step(state.scores["miou"] or 0.0)
-            log.epoch(_score_columns(card.legend.names, state.scores if validated else None))
+            log.epoch(score_columns(card.legend.names, state.scores if validated else None))
             state.epochs += 1
     save_checkpoint(fabric, state, run_dir)
 
@@ -143,7 +141,7 @@ def _step(
     classes, factor, ignore = len(recipe.data.class_), recipe.context_factor, recipe.data.ignore
     counts = torch.stack([loss_normalisers(y, classes, factor, ignore, weights) for y in labels]).sum(0)
     # DDP averages gradients over processes: each divides by its share of the step's counts.
-    counts = _reduced(fabric, counts)
+    counts = reduced(fabric, counts)
     sums = torch.zeros(len(_TERMS), device=fabric.device)
     for i, (batch, y) in enumerate(zip(passes, labels, strict=True)):
         with fabric.no_backward_sync(model, enabled=i < len(passes) - 1):
@@ -155,7 +153,7 @@ def _step(
             fabric.backward(losses.total)
         sums += torch.stack(losses).detach()
     sums[-1] /= len(passes)  # Dice is a mean over passes
-    sums = _reduced(fabric, sums)
+    sums = reduced(fabric, sums)
     if not torch.isfinite(sums).all():
         raise RunError(_not_finite(passes, Losses(*sums), step))
     if recipe.train.clip_norm:
@@ -163,24 +161,6 @@ def _step(
     optimizer.step()
     optimizer.zero_grad()
     return dict(zip(_TERMS, sums.tolist(), strict=True))
-
-
-def validate(
-    module: nn.Module, card: ModelCard, rasters: Sequence[LabelledRaster], recipe: Recipe, fabric: Fabric
-) -> dict[str, Any]:
-    """Scores of whole stitched scenes (`Confusion.scores`); processes share the scenes. Leaves `module` in eval."""
-    module.eval()
-    confusion = Confusion(len(card.legend))
-    precision = resolve_precision(recipe.train.precision, fabric.device)
-    for source in rasters[fabric.global_rank :: fabric.world_size]:
-        prediction = predict_labels(source.raster, module, card, device=str(fabric.device), precision=precision)
-        labels = labels_on(source, Scene.open(source.raster).geobox, recipe.data)
-        confusion.update(labels, prediction, recipe.data.ignore)
-    counts = torch.from_numpy(np.append(confusion.matrix.ravel(), confusion.unpredicted)).to(fabric.device)
-    counts = _reduced(fabric, counts, "sum").cpu()
-    confusion.matrix = counts[:-1].reshape(confusion.matrix.shape).numpy()
-    confusion.unpredicted = int(counts[-1])
-    return confusion.scores(card.legend)
 
 
 class _Scale:
@@ -259,12 +239,6 @@ def _class_weights(recipe: Recipe, device: torch.device) -> Tensor | None:
     return None if weights is None else torch.tensor(weights, device=device)
 
 
-def _reduced(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
-    reduced = fabric.all_reduce(values, reduce_op=how)
-    assert isinstance(reduced, Tensor)
-    return reduced
-
-
 def _not_finite(passes: list[Chip], terms: Losses, step: int) -> str:
     keys = [tuple(key) for batch in passes for key in batch["key"].tolist()]
     wrong = [name for name, value in zip(_TERMS, terms, strict=True) if not torch.isfinite(value)]
@@ -283,17 +257,6 @@ def _speed(recipe: Recipe, fabric: Fabric, seconds: float, waited: float) -> dic
     """Samples per second of all processes, and the share of the step spent waiting for data."""
     samples = recipe.train.batch_size * recipe.train.accumulate * fabric.world_size
     return dict(zip(_SPEED, (samples / seconds, waited / seconds), strict=True))
-
-
-def _score_columns(names: Sequence[str], scores: dict[str, Any] | None = None) -> dict[str, float | None]:
-    """The validation columns of ``metrics.csv``, empty without `scores`."""
-    iou = {name: None if scores is None else scores["classes"][name]["iou"] for name in names}
-    return {"val_miou": scores and scores["miou"]} | {f"val_iou_{name}": value for name, value in iou.items()}
-
-
-def _score_line(epoch: int, scores: dict[str, Any]) -> str:
-    parts = [f"{name} {c['iou']:.3f}" for name, c in scores["classes"].items() if c["iou"] is not None]
-    return f"epoch {epoch}: mean IoU {scores['miou'] or float('nan'):.3f} ({', '.join(parts)}; {scores['miou_rule']})"
 
 
 def _shortened(recipe: Recipe) -> Recipe:
