@@ -13,6 +13,7 @@ from torch import nn
 
 from uhrseg.errors import InputError
 from uhrseg.models.heads import LinearHead, UperHead
+from uhrseg.models.pretrained import load_pretrained
 from uhrseg.models.relay import ORDERS
 from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
@@ -28,7 +29,7 @@ _SWIN_S = {"depths": (2, 2, 18, 2)}
 class ModelEntry:
     """One trunk: its class, the defaults that make it this one, and the timm model whose weights fit it."""
 
-    trunk: Callable[..., nn.Module]
+    trunk: Callable[..., Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     timm_name: str | None = None
 
@@ -72,13 +73,18 @@ def build(
 ) -> nn.Module:
     """Make a network ``model(local, context) -> SegOutput`` for windows of ``size`` pixels.
 
-    trunk: a name in `MODELS`, or 'timm:NAME' for any plain timm VisionTransformer. strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or
-    'single' (one scale, none). order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13).
-    share_projector: both scales use one patch projection. head: a name in `HEADS`.
-    options: of the trunk (embed_dim, depths, heads, window, patch_size, drop_path) or head (head_channels).
-    Raises `InputError` naming what is unknown, with the nearest known name.
+    trunk: a name in `MODELS`, or 'timm:NAME' for any plain timm VisionTransformer.
+    strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or 'single' (one scale, none).
+    order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13). share_projector: both scales use one projection.
+    head: a name in `HEADS`. pretrained: True for timm's weights, or a path; ``model.pretrained`` then reports.
+    options: of the trunk (embed_dim, depth or depths, heads, window, patch_size, drop_path, final_norm) or of the
+    head (head_channels).
+    Raises `InputError` naming what is unknown, with the nearest known name; `RunError` for pretrained weights that
+    are out of reach or do not fit.
     """
     entry = _entry(trunk)
+    if bands < 1 or classes < 1:
+        raise InputError(f"bands = {bands} and classes = {classes}: give at least 1 of each")
     if entry.trunk is Threshold:
         return Threshold(bands, classes, **_known(trunk, options, _options_of(Threshold, 2)))
     _lookup("strategy", strategy, _STRATEGIES)
@@ -93,7 +99,10 @@ def build(
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
     body = entry.trunk(bands, size, tokens, separate, **given)
     top = make_head(body.channels, body.strides, classes, **{k: v for k, v in options.items() if k in head_names})
-    return Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
+    model = Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
+    if pretrained:
+        model.pretrained = load_pretrained(body, entry.timm_name, pretrained)
+    return model
 
 
 def _entry(trunk: str) -> ModelEntry:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError
+from uhrseg.models.pretrained import PretrainedReport
 from uhrseg.models.relay import Order, one_scale, two_scales
 
 __all__ = ["SegOutput", "Segmenter", "Strategy"]
@@ -33,6 +34,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.trunk, self.head = trunk, head
         self.strategy, self.order, self.bands = strategy, order, bands
+        self.pretrained: PretrainedReport | None = None
 
     def forward(
         self, local: Tensor, context: Tensor | None = None, with_context_logits: bool | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,9 @@ class SwinBlock(SwinTransformerV2Block):
         super().__init__(dim, (resolution, resolution), num_heads, window, shift, drop_path=drop_path)
         self.attn = CosineAttention(dim, self.window_size, num_heads)
 
-    def forward(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]:
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, relays: Tensor | None, want: Want = "both"
+    ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, H, W, C), relays (B, R, C) -> the same, updated; what ``want`` leaves out comes back as it was."""
         shape, flat = tokens.shape, tokens.flatten(1, 2)  # (B, HW, C)
         x = _join(flat, relays, want)
@@ -141,7 +144,7 @@ class SwinTrunk(nn.Module):
         self.channels = [embed_dim * 2**i for i in range(len(depths))]
         self.strides = [patch_size * 2**i for i in range(len(depths))]
         self.patch_embed = PatchEmbed(size, patch_size, bands, embed_dim, nn.LayerNorm, output_fmt="NHWC")
-        drop = calculate_drop_path_rates(drop_path, list(depths), stagewise=True)
+        drop = cast(list[list[float]], calculate_drop_path_rates(drop_path, list(depths), stagewise=True))
         self.layers = nn.ModuleList()
         for i, dim in enumerate(self.channels):
             side = size // self.strides[i]
@@ -180,7 +183,7 @@ def _init(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, SwinBlock):
-        for norm in (module.norm1, module.norm2):
+        for norm in (cast(nn.LayerNorm, module.norm1), cast(nn.LayerNorm, module.norm2)):
             nn.init.zeros_(norm.weight)
             nn.init.zeros_(norm.bias)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,12 @@ class Threshold(nn.Module):
     """
 
     def __init__(
-        self, bands: int, classes: int, thresholds: Sequence[float], scale: str = LOCAL, context_factor: int = 4
+        self,
+        bands: int,
+        classes: int,
+        thresholds: Sequence[float] = (0.5,),
+        scale: str = LOCAL,
+        context_factor: int = 4,
     ) -> None:
         super().__init__()
         if scale not in (LOCAL, CONTEXT):
@@ -54,5 +60,6 @@ class Threshold(nn.Module):
         return F.interpolate(crop, context.shape[-2:], mode="nearest")[:, 0]
 
     def _logits(self, value: Tensor) -> Tensor:
-        found = (value.unsqueeze(1) >= self.thresholds.view(1, -1, 1, 1)).sum(1, keepdim=True)  # (B, 1, Y, X)
-        return -_SHARPNESS * (found - self.indices.view(1, -1, 1, 1)).abs().to(value.dtype)
+        thresholds, indices = cast(Tensor, self.thresholds), cast(Tensor, self.indices)
+        found = (value.unsqueeze(1) >= thresholds.view(1, -1, 1, 1)).sum(1, keepdim=True)  # (B, 1, Y, X)
+        return -_SHARPNESS * (found - indices.view(1, -1, 1, 1)).abs().to(value.dtype)

@@ -41,8 +41,8 @@ class VitTrunk(nn.Module):
         if self.relay_position is not None:
             trunc_normal_(self.relay_position, std=0.02)
         self.context_embed = copy.deepcopy(body.patch_embed) if separate_projector else None
-        has_table = separate_projector and body.pos_embed is not None
-        self.context_pos_embed = nn.Parameter(body.pos_embed.detach().clone()) if has_table else None
+        table = body.pos_embed if separate_projector else None
+        self.context_pos_embed = None if table is None else nn.Parameter(table.detach().clone())
 
     @property
     def stages(self) -> list[_VitStage]:
@@ -133,8 +133,8 @@ def timm_vit(
         name, in_chans=bands, img_size=size, num_classes=0, global_pool="", drop_path_rate=drop_path
     )
     if depth is not None:
-        body.blocks = _first(body.blocks, depth)
-    return VitTrunk(body, relays, separate_projector)
+        body.blocks = _first(cast(nn.Sequential, body.blocks), depth)
+    return VitTrunk(cast(VisionTransformer, body), relays, separate_projector)
 
 
 def _patch_size(name: str) -> int:
@@ -206,7 +206,9 @@ def _rows(module: nn.Module, x: Tensor, rows: slice) -> Tensor:
 
 def _attend_rows(attn: Attention, x: Tensor, rows: slice) -> Tensor:
     (weight, bias), dim = (attn.qkv.weight, attn.qkv.bias), attn.attn_dim
-    q = F.linear(x[:, rows].contiguous(), weight[:dim], None if bias is None else bias[:dim]).unflatten(2, (1, attn.num_heads, -1))
+    q = F.linear(x[:, rows].contiguous(), weight[:dim], None if bias is None else bias[:dim]).unflatten(
+        2, (1, attn.num_heads, -1)
+    )
     kv = F.linear(x, weight[dim:], None if bias is None else bias[dim:]).unflatten(2, (2, attn.num_heads, -1))
     q, k, v = (t.transpose(1, 2) for t in (*q.unbind(2), *kv.unbind(2)))  # (B, heads, rows | R + N, d)
     drop = attn.attn_drop.p if attn.training else 0.0

@@ -8,6 +8,7 @@ d = C / h.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -42,7 +43,7 @@ class CosineAttention(WindowAttention):
         q, k, v = self._qkv(x, rows)  # (B*W, h, rows | N, d)
         scale = self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()  # (h, 1, 1)
         bias = self.bias(x.shape[2], mask, v.dtype)[:, :, rows]  # (1 | W, h, rows, N)
-        with torch.autocast(x.device.type, enabled=False):  # autocast would run it all in float32, at half the speed
+        with _no_autocast(x.device):  # autocast would run it all in float32, at half the speed
             y = _attend(_unit(q, scale), _unit(k, None), v, bias)
         y = y.transpose(1, 2).reshape(*x.shape[:2], -1, self.dim)  # (B, W, rows, C)
         out: Tensor = self.proj(y)
@@ -76,7 +77,7 @@ class CosineAttention(WindowAttention):
         """Log-spaced continuous position bias plus shift mask; zero on the rows and columns of relays."""
         patches, (first, second) = self.window_size[0] * self.window_size[1], self._cpb_layers()
         coords, index = cast(Tensor, self.relative_coords_table), cast(Tensor, self.relative_position_index)
-        with torch.autocast(coords.device.type, enabled=False):  # bfloat16 would round a bias of 16 to steps of 1/8
+        with _no_autocast(coords.device):  # bfloat16 would round a bias of 16 to steps of 1/8
             hidden = F.relu(F.linear(coords.float(), first.weight.float(), first.bias.float()))
             table = F.linear(hidden, second.weight.float()).view(-1, self.num_heads)
             bias = (_MAX_BIAS * torch.sigmoid(table))[index.view(-1)]
@@ -102,6 +103,11 @@ class CosineAttention(WindowAttention):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # copies and pickles start without
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    known = torch.amp.is_autocast_available(device.type)  # the meta device has none
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _split_heads(x: Tensor, parts: int, tokens: int, heads: int) -> tuple[Tensor, ...]:
