@@ -114,6 +114,9 @@ class TrainTable(_Table):
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: not clipped.")
     val_every: int = Field(1, ge=0, description="Epochs between two validations; 0: only at the end.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
+    prior_bias: bool = Field(
+        False, description="Whether the untrained classifier predicts the classes' shares of the training pixels."
+    )
     scale_probability: float = Field(0.5, ge=0, le=1, description="Share of samples resized by 0.5 to 2.")
     rotate_probability: float = Field(0.5, ge=0, le=1, description="Share of samples turned by -90 to 90 degrees.")
     flips: bool = Field(False, description="Whether samples are flipped and turned by quarters (the eight of D4).")

@@ -8,7 +8,7 @@ import pytest
 from tests.synthetic import discs, recipe_for, write_discs, write_raster
 from uhrseg.data import scenes
 from uhrseg.data.datasets import find_rasters
-from uhrseg.data.scenes import TrainingScene, band_statistics, load_scenes
+from uhrseg.data.scenes import TrainingScene, band_statistics, class_shares, load_scenes
 from uhrseg.errors import InputError
 from uhrseg.recipe import Recipe
 
@@ -72,6 +72,12 @@ def test_statistics_are_those_of_all_valid_pixels(tmp_path: Path) -> None:
     assert (mean[0], std[0]) == (pytest.approx(values.mean()), pytest.approx(values.std()))
 
 
+def test_class_shares_are_those_of_labelled_valid_pixels(tmp_path: Path) -> None:
+    labels = np.concatenate([discs((160, 128), seed)[1].ravel() for seed in (0, 1)])
+    expected = np.bincount(labels[labels != 255]) / np.sum(labels != 255)
+    np.testing.assert_allclose(class_shares(load(recipe_for(write_discs(tmp_path))), 3), expected)
+
+
 def test_centres_are_the_pixels_of_feature_classes(tmp_path: Path) -> None:
     scene = load(recipe_for(write_discs(tmp_path, ("a",))))[0]
     labels = discs((160, 128), 0)[1]
@@ -92,3 +98,10 @@ def test_a_raster_of_another_gsd_is_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "a_mask.tif", np.zeros((80, 80), np.uint8), 255, gsd=2.0)
     with pytest.raises(InputError, match="2 x 2 m, but data.gsd_m is 1 m"):
         load(recipe_for(tmp_path))
+
+
+def test_labels_without_any_class_are_refused(tmp_path: Path) -> None:
+    write_discs(tmp_path, ("a",))
+    write_raster(tmp_path / "a_mask.tif", np.full((160, 128), 255, np.uint8), 255)
+    with pytest.raises(InputError, match="hold no class"):
+        class_shares(load(recipe_for(tmp_path)), 3)

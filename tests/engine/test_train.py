@@ -119,6 +119,20 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
         }
 
 
+@pytest.mark.parametrize("head", ["linear", "upernet"])
+def test_with_a_prior_bias_the_first_loss_is_the_entropy_of_the_classes(root: Path, tmp_path: Path, head: str) -> None:
+    first = {}
+    for prior in ("true", "false"):
+        recipe = recipe_for(
+            root, "train.epochs=1", "train.steps_per_epoch=1", "train.batch_size=16", f"train.prior_bias={prior}"
+        )
+        network = {"head": head, "head_channels": 16 if head == "upernet" else None}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=network)})
+        train(recipe, tmp_path / prior)
+        first[prior] = log(tmp_path / prior)[0]["local"]
+    assert first["true"] < 0.75 * first["false"]
+
+
 def test_resuming_a_finished_run_gives_the_same_model_again(root: Path, tmp_path: Path) -> None:
     recipe = recipe_for(root, *VALIDATED)
     model = train(recipe, tmp_path / "run")

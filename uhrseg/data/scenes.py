@@ -24,7 +24,7 @@ from uhrseg.geo.plan import shifted
 from uhrseg.geo.scene import Readable, Scene
 from uhrseg.recipe import DataTable
 
-__all__ = ["MEMORY_PIXELS", "TrainingScene", "Windows", "band_statistics", "load_scenes"]
+__all__ = ["MEMORY_PIXELS", "TrainingScene", "Windows", "band_statistics", "class_shares", "load_scenes"]
 
 MEMORY_PIXELS = 64_000_000
 """Data sets up to this many pixels are held in memory."""
@@ -191,6 +191,22 @@ def _class_pixels(scene: TrainingScene, data: DataTable) -> dict[int, NDArray[np
             positions.append(np.flatnonzero(labels == c) + row * scene.shape[1])
     joined = {c: np.concatenate(positions) for c, positions in found.items()}
     return {c: p[:: 1 + len(p) // _CENTRES] for c, p in joined.items() if len(p)}
+
+
+def class_shares(scenes: Sequence[TrainingScene], classes: int) -> NDArray[np.float64]:
+    """Share of each class (classes,) among the labelled valid pixels of `scenes`.
+
+    Raises `InputError` when no pixel has a label.
+    """
+    counts = np.zeros(classes, np.int64)
+    for scene in scenes:
+        for row, height in scene.strips():
+            window = (row, 0, height, scene.shape[1])
+            labels = scene.labels.read(*window)[scene.valid.read(*window)]
+            counts += np.bincount(labels[labels < classes], minlength=classes)
+    if not counts.any():
+        raise InputError("the training labels hold no class: check data.labels, data.class and data.ignore")
+    return counts / counts.sum()
 
 
 def band_statistics(scenes: Sequence[TrainingScene]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

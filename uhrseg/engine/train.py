@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -25,7 +26,7 @@ from uhrseg.card import ModelCard
 from uhrseg.data.chips import Chip, Chips
 from uhrseg.data.datasets import LabelledRaster, find_rasters
 from uhrseg.data.sampling import StepSampler
-from uhrseg.data.scenes import band_statistics, load_scenes
+from uhrseg.data.scenes import band_statistics, class_shares, load_scenes
 from uhrseg.engine import schedule
 from uhrseg.engine.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
 from uhrseg.engine.device import resolve_device, resolve_precision
@@ -69,6 +70,9 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
             seed=recipe.seed, std=std,
         )  # fmt: skip
         state = _new_state(recipe, fabric.device)
+        shares = class_shares(scenes, len(recipe.data.class_))
+        if recipe.train.prior_bias:
+            _start_from_shares(state.module, shares)
         if resume:
             load_checkpoint(state, run_dir)
         if fabric.is_global_zero:
@@ -216,6 +220,18 @@ def _new_state(recipe: Recipe, device: torch.device) -> State:
     ).to(device)  # fmt: skip
     optimizer = AdamW(module.parameters(), lr=recipe.train.lr, weight_decay=recipe.train.weight_decay)
     return State(module, optimizer, schedule.plateau(optimizer))
+
+
+def _start_from_shares(module: nn.Module, shares: NDArray[np.float64]) -> None:
+    """Set the classifier's bias so that an untrained network predicts the class shares (Lin et al. 2017, section 4.1).
+
+    Otherwise, with rare classes, the first hundreds of steps do nothing but learn them.
+    """
+    biases = [p for name, p in module.named_parameters() if name.endswith("bias") and p.shape == shares.shape]
+    if not biases:
+        raise InputError("train.prior_bias = true needs a head with a bias per class: set it to false")
+    with torch.no_grad():
+        biases[-1].copy_(torch.from_numpy(np.log(np.maximum(shares, 1e-4))))
 
 
 def _set_lr(recipe: Recipe, state: State, total: int) -> float:
