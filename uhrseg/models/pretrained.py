@@ -84,7 +84,7 @@ def _from_hub(timm_name: str | None) -> tuple[dict[str, Tensor], str]:
 def _from_file(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"pretrained = '{path}' is not a readable file of weights: {reason}") from error
     for wrapper in ("state_dict", "model"):

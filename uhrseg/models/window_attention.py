@@ -76,7 +76,7 @@ class CosineAttention(WindowAttention):
     def _compute_bias(self, tokens: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Log-spaced continuous position bias plus shift mask; zero on the rows and columns of relays."""
         patches, (first, second) = self.window_size[0] * self.window_size[1], self._cpb_layers()
-        coords, index = cast(Tensor, self.relative_coords_table), cast(Tensor, self.relative_position_index)
+        coords, index = self.relative_coords_table, cast(Tensor, self.relative_position_index)
         with _no_autocast(coords.device):  # bfloat16 would round a bias of 16 to steps of 1/8
             hidden = F.relu(F.linear(coords.float(), first.weight.float(), first.bias.float()))
             table = F.linear(hidden, second.weight.float()).view(-1, self.num_heads)
@@ -99,6 +99,8 @@ class CosineAttention(WindowAttention):
     def _apply(self, fn: Any, recurse: bool = True) -> CosineAttention:
         self._kept = None  # .to(), .half() and the like move weights without a new version
         super()._apply(fn, recurse)
+        device = self.proj.weight.device  # coordinates stay float32, whatever the weights become
+        self.relative_coords_table, _ = self._make_pair_wise_relative_positions(device, torch.float32)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,16 +132,22 @@ def _unit(x: Tensor, scale: Tensor | None) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v for q, k, v (B*W, h, N, d) and bias (1 | W, h, N, N).
 
-    On CPU in three plain steps: for windows of some 70 tokens that took half the time of torch's fused kernel
-    (4.7 against 8.8 ms in bfloat16, 7 against 11 in float32; forward and backward 21 against 49).
+    On CPU in plain steps: for windows of some 70 tokens they took half the time of torch's fused kernel (4.7 against
+    8.8 ms in bfloat16, 7 against 11 in float32; forward and backward 21 against 49).
     """
-    windows = bias.shape[0]
-    if q.device.type != "cpu":
-        repeated = bias.repeat(q.shape[0] // windows, 1, 1, 1) if windows > 1 else bias
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=repeated, scale=1.0)
+    return _plain(q, k, v, bias) if q.device.type == "cpu" else _fused(q, k, v, bias)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     logits = q @ k.transpose(-2, -1)  # (B*W, h, N, N)
-    logits = logits.view(-1, windows, *logits.shape[1:]).add_(bias).view(logits.shape)
+    logits = logits.view(-1, bias.shape[0], *logits.shape[1:]).add_(bias).view(logits.shape)
     return logits.softmax(-1) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    windows = bias.shape[0]
+    repeated = bias.repeat(q.shape[0] // windows, 1, 1, 1) if windows > 1 else bias
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=repeated, scale=1.0)
 
 
 def _same_key(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
