@@ -77,6 +77,9 @@ class ModelTable(_Table):
     patch_size: int | None = Field(None, gt=0, description="Side of a patch in pixels.")
     drop_path: float | None = Field(None, ge=0, lt=1, description="Stochastic depth rate.")
     head_channels: int | None = Field(None, gt=0, description="Channels inside the head, where it has any.")
+    detail_channels: int | None = Field(
+        None, ge=0, description="Channels of the upernet head's full-resolution skip from the image; 0: no skip."
+    )
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -26,9 +26,12 @@ class Logits(Protocol):
     """What a model returns: `logits` (B, C, S, S), `context_logits` alike or None."""
 
     @property
-    def logits(self) -> Tensor: ...
+    def logits(self) -> Tensor:
+        """Local logits (B, C, S, S)."""
+
     @property
-    def context_logits(self) -> Tensor | None: ...
+    def context_logits(self) -> Tensor | None:
+        """Context logits (B, C, S, S), or None for one scale."""
 
 
 class Losses(NamedTuple):

@@ -78,7 +78,7 @@ def build(
     order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13). share_projector: both scales use one projection.
     head: a name in `HEADS`. pretrained: True for timm's weights, or a path; ``model.pretrained`` then reports.
     options: of the trunk (embed_dim, depth or depths, heads, window, patch_size, drop_path, final_norm) or of the
-    head (head_channels).
+    head (head_channels, detail_channels).
     Raises `InputError` naming what is unknown, with the nearest known name; `RunError` for pretrained weights that
     are out of reach or do not fit.
     """
@@ -92,13 +92,14 @@ def build(
     make_head = _lookup("head", head, HEADS)
     if relays < 1 and strategy != "single":
         raise InputError(f"relays = {relays} with strategy = {strategy!r}: give at least 1, or strategy = 'single'")
-    trunk_names, head_names = _options_of(entry.trunk, 4), _options_of(make_head, 3)
+    trunk_names, head_names = _options_of(entry.trunk, 4), _options_of(make_head, 4)
     _known(trunk, options, trunk_names | head_names)
     tokens = 0 if strategy == "single" else relays
     separate = strategy == "relays" and not share_projector
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
     body = entry.trunk(bands, size, tokens, separate, **given)
-    top = make_head(body.channels, body.strides, classes, **{k: v for k, v in options.items() if k in head_names})
+    chosen = {k: v for k, v in options.items() if k in head_names}
+    top = make_head(body.channels, body.strides, classes, bands, **chosen)
     model = Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
     if pretrained:
         model.pretrained = load_pretrained(body, entry.timm_name, pretrained)

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H and W of a feature map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +27,11 @@ class LinearHead(nn.ConvTranspose2d):
 
     last_only = True
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, bands: int) -> None:
         super().__init__(channels[-1], classes, strides[-1], strides[-1])
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride)."""
+    def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:  # type: ignore[override]
+        """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride); the image is not looked at."""
         return super().forward(maps[-1])
 
 
@@ -43,11 +44,23 @@ class UperHead(nn.Module):
     Normalisation is LayerNorm over the channels of each place: it is the same in training and use, needs no large
     batch, works on a pooled map of one cell, and does not mix the statistics of the two scales, as BatchNorm's running
     means would.
+
+    ``detail_channels`` (0: none) adds the skip that a U-Net has at full resolution (Ronneberger et al. 2015): two 3x3
+    convolutions on the image, joined before the last one. From random weights a transformer is slow to find edges
+    inside its patches.
     """
 
     last_only = False
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, head_channels: int = 128) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classes: int,
+        bands: int,
+        head_channels: int = 128,
+        detail_channels: int = 0,
+    ) -> None:
         super().__init__()
         if len(channels) < 2:
             raise InputError("head = 'upernet' needs a trunk with several stages (SwinV2): use head = 'linear'")
@@ -57,23 +70,41 @@ class UperHead(nn.Module):
         self.laterals = nn.ModuleList(_conv(c, mid, 1) for c in channels[:-1])
         self.smooth = nn.ModuleList(_conv(mid, mid, 3) for _ in channels[:-1])
         self.fuse = _conv(len(channels) * mid, mid, 3)
-        self.classify = nn.ConvTranspose2d(mid, classes, strides[0], strides[0])
+        self.classify = nn.ConvTranspose2d(mid, detail_channels or classes, strides[0], strides[0])
+        self.detail = _Detail(bands, detail_channels, classes) if detail_channels else None
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, C_i, H_i, W_i), finest first -> logits (B, classes, H_0 * stride_0, W_0 * stride_0)."""
+    def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:
+        """Maps (B, C_i, H_i, W_i), finest first, and the image (B, bands, H, W) -> logits (B, classes, H, W)."""
         levels = [lateral(m) for lateral, m in zip(self.laterals, maps[:-1], strict=True)]
         levels.append(self._pyramid_pool(maps[-1]))
         for i in reversed(range(len(levels) - 1)):
             levels[i] = levels[i] + _resize(levels[i + 1], levels[i])
         smoothed = [conv(x) for conv, x in zip(self.smooth, levels[:-1], strict=True)] + [levels[-1]]
         fused = self.fuse(torch.cat([_resize(x, smoothed[0]) for x in smoothed], 1))
-        logits: Tensor = self.classify(fused)
-        return logits
+        fine: Tensor = self.classify(fused)
+        return fine if self.detail is None else cast(Tensor, self.detail(fine, image))
 
     def _pyramid_pool(self, x: Tensor) -> Tensor:
         pooled = [_resize(conv(F.adaptive_avg_pool2d(x, n)), x) for n, conv in zip(_POOLS, self.pools, strict=True)]
         out: Tensor = self.bottleneck(torch.cat([x, *pooled], 1))
         return out
+
+
+class _Detail(nn.Module):
+    """Full-resolution skip: features (B, D, H, W) and the image (B, bands, H, W) -> logits (B, classes, H, W)."""
+
+    def __init__(self, bands: int, channels: int, classes: int) -> None:
+        super().__init__()
+        self.edges = nn.Sequential(_conv(bands, channels, 3), nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.norm = _ChannelNorm(channels)
+        self.classify = nn.Conv2d(channels, classes, 3, padding=1)
+
+    def forward(self, features: Tensor, image: Tensor) -> Tensor:
+        # Channels last: the norm runs over channels, and at full resolution each change of layout is felt.
+        image = image.contiguous(memory_format=torch.channels_last)
+        features = features.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.classify(F.gelu(self.norm(features + self.edges(image))))
+        return logits
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

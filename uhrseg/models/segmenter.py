@@ -43,21 +43,22 @@ class Segmenter(nn.Module):
         self._check("local", local)
         if self.strategy != "relays":
             self._refuse_context(context, with_context_logits)
-            return SegOutput(self._head(one_scale(self.trunk, local)))  # type: ignore[arg-type]
+            return SegOutput(self._head(one_scale(self.trunk, local), local))  # type: ignore[arg-type]
         if context is None:
             raise InputError("a model with relays needs the context window too: call model(local, context)")
         self._check("context", context)
         wanted = self.training if with_context_logits is None else with_context_logits
         f_local, f_context = two_scales(self.trunk, local, context, self.order, wanted)  # type: ignore[arg-type]
-        return SegOutput(self._head(f_local), None if f_context is None else self._head(f_context))
+        return SegOutput(self._head(f_local, local), None if f_context is None else self._head(f_context, context))
 
-    def _head(self, tokens: list[Tensor]) -> Tensor:
+    def _head(self, tokens: list[Tensor], image: Tensor) -> Tensor:
         """Logits of one scale. On CPU the head takes one sample at a time: its convolutions choose their algorithm by
         batch size, and a prediction must not depend on the batch it sits in (measured: no slower)."""
         maps: list[Tensor] = self.trunk.maps(tokens, self.head.last_only)  # type: ignore[operator]
         if self.training or maps[0].device.type != "cpu":
-            return cast(Tensor, self.head(maps))
-        return torch.cat([self.head([m[i : i + 1] for m in maps]) for i in range(maps[0].shape[0])])
+            return cast(Tensor, self.head(maps, image))
+        samples = (slice(i, i + 1) for i in range(image.shape[0]))
+        return torch.cat([self.head([m[one] for m in maps], image[one]) for one in samples])
 
     def _check(self, name: str, image: Tensor) -> None:
         size = self.trunk.size

@@ -23,6 +23,7 @@ def save_weights(model: nn.Module, path: str | Path, half: bool = False) -> Path
     partial = path.with_name(path.name + ".partial")
     state = {name: _stored(tensor, half) for name, tensor in model.state_dict().items()}
     save_file(state, partial)
+    partial.chmod(0o644)  # safetensors writes for the owner only; a model folder is there to be shared
     partial.replace(path)
     return path
 

@@ -1,0 +1,110 @@
+"""Peak memory of a prediction above a process that loaded the model and ran one pair.
+
+    python benchmarks/memory.py                      # 4096 and 16384 pixels a side, about 10 minutes on 2 cores
+    python benchmarks/memory.py --sizes 4096 --folder /scratch
+
+Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are written.
+Each size runs in a process of its own, so that one's peak cannot hide in another's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+
+from uhrseg import models
+from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, WindowSpec
+from uhrseg.engine.outputs import peak_rss_mb
+from uhrseg.engine.predict import predict
+
+BANDS, CLASSES, TILE = 4, 8, 1024
+ARCHITECTURE = {
+    "trunk": "swinv2_t", "embed_dim": 48, "depths": [2, 2, 4, 2], "heads": [2, 4, 8, 16], "window": 8,
+    "head": "upernet", "head_channels": 64, "strategy": "relays", "relays": 4,
+}  # fmt: skip
+
+
+def make_source(path: Path, side: int) -> None:
+    """A raster of `side` x `side` pixels: one tile of smooth noise per band, repeated."""
+    y, x = np.mgrid[:TILE, :TILE] * (2 * np.pi / TILE)
+    rng = np.random.default_rng(0)
+    waves = rng.integers(1, 9, (BANDS, 6, 2))
+    tile = np.stack([sum(np.sin(a * y + b * x + i) for i, (a, b) in enumerate(w)) for w in waves]).astype(np.float32)
+    profile = {
+        "driver": "GTiff", "width": side, "height": side, "count": BANDS, "dtype": "float32", "crs": "EPSG:32633",
+        "transform": from_origin(5e5, 5e6, 1, 1), "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "bigtiff": "if_safer", "interleave": "band",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as out:
+        for row in range(0, side, TILE):
+            for col in range(0, side, TILE):
+                out.write(tile, window=Window(col, row, TILE, TILE))
+
+
+def measure(source: Path, folder: Path) -> dict[str, float]:
+    """Predict in this process and report megabytes of 1e6 bytes."""
+    torch.manual_seed(0)
+    module = models.build(**ARCHITECTURE, bands=BANDS, classes=CLASSES, size=256).eval()
+    classes = [ClassSpec(id=i, name=f"class{i}", color=f"#{i * 30:02x}80ff") for i in range(CLASSES)]
+    card = ModelCard.model_validate(
+        {
+            "name": "benchmark", "architecture": ARCHITECTURE, "window": WindowSpec(overlap=0.25), "class": classes,
+            "input": InputSpec(band=tuple(BandSpec(name=f"band{i}") for i in range(BANDS))), "background": 0,
+            "weights": WeightsSpec(sha256="0" * 64),
+        }
+    )  # fmt: skip
+    prediction = predict(source, (module, card), batch_size=8)
+    pair = np.zeros((1, BANDS, 256, 256), dtype=np.float32)
+    prediction.runner.batch_size = 1  # the baseline is one pair, not a batch of them
+    prediction.runner(pair, pair)
+    prediction.runner.batch_size = 8
+    base, started = peak_rss_mb(), time.perf_counter()
+    report = prediction.write(folder / "classes.tif", folder / "polygons.gpkg", overwrite=True)
+    return {
+        "side": prediction.scene.geobox.shape[0],
+        "base_mb": base,
+        "peak_mb": peak_rss_mb(),
+        "above_mb": peak_rss_mb() - base,
+        "seconds": time.perf_counter() - started,
+        "windows": report.windows,
+        "polygons": report.polygons or 0,
+    }
+
+
+def main() -> None:
+    """Make the sources, measure each size in its own process, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--folder", type=Path, help="where the rasters go (4.3 GB for 16384) [a temporary folder]")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.one.parent)))
+        return
+    print("| side px | base MB | peak MB | above base MB | seconds | windows | polygons |")
+    print("|---|---|---|---|---|---|---|")
+    for side in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            source = Path(folder) / "source.tif"
+            make_source(source, side)
+            command = [sys.executable, __file__, "--one", str(source)]
+            result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print(
+            f"| {side} | {result['base_mb']:.0f} | {result['peak_mb']:.0f} | {result['above_mb']:.0f} | "
+            f"{result['seconds']:.0f} | {result['windows']} | {result['polygons']} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
