@@ -73,6 +73,8 @@ def test_a_shared_projector_saves_exactly_its_copy() -> None:
         ({"order": "paralel"}, "did you mean 'parallel'"),
         ({"depth": 3}, "unknown option of 'swinv2_t' 'depth': did you mean 'depths'"),
         ({"head_channels": 64}, "unknown option of 'swinv2_t' 'head_channels'"),  # the linear head has none
+        ({"depths": 3}, r"depths = 3 of 'swinv2_t': give a value like \[2, 2, 6, 2\]"),
+        ({"window": [8, 8]}, r"window = \[8, 8\] of 'swinv2_t': give a value like 8"),
         ({"relays": 0}, "relays = 0"),
         ({"size": 60}, "size = 60 .* multiple of 8"),
         ({"heads": (3, 6)}, r"heads\[0\] = 3 does not divide the 8 channels"),

@@ -100,6 +100,13 @@ def test_gradient_reaches_every_parameter(options: dict, order: str, share_proje
     assert silent == []
 
 
+def test_gradient_reaches_every_parameter_of_the_pyramid() -> None:
+    model, (local, context) = make(SWIN, head="upernet", head_channels=8, detail_channels=4).train(), images()
+    output = model(local, context)
+    (output.logits.square().mean() + output.context_logits.square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 @TRUNKS
 def test_projectors_are_shared_or_apart(options: dict) -> None:
     local, context = images()

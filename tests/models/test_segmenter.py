@@ -10,6 +10,13 @@ from uhrseg.models import build
 
 NETWORKS = {
     "swin upernet": {"trunk": "swinv2_t", "head": "upernet", "head_channels": 40, "heads": (2, 4, 8, 8)},
+    "swin detail": {
+        "trunk": "swinv2_t",
+        "head": "upernet",
+        "head_channels": 40,
+        "detail_channels": 8,
+        "heads": (2, 4, 8, 8),
+    },
     "swin linear": {"trunk": "swinv2_t", "head": "linear", "heads": (2, 4, 8, 8), "share_projector": False},
     "swin parallel": {"trunk": "swinv2_t", "order": "parallel", "heads": (2, 4, 8, 8)},
     "vit": {"trunk": "vit_s", "heads": 4, "depth": 2},
@@ -47,9 +54,10 @@ def test_logits_do_not_depend_on_the_batch(name: str, precision: str) -> None:
                 assert torch.equal(output.context_logits, whole.context_logits[part]), (count, start)
 
 
-def test_training_and_use_agree() -> None:
+@pytest.mark.parametrize("name", ["swin upernet", "swin detail"])
+def test_training_and_use_agree(name: str) -> None:
     """The head takes a whole batch when training and single samples when not: the same function."""
-    model = make("swin upernet")
+    model = make(name)
     local, context = torch.randn(3, 3, 128, 128), torch.randn(3, 3, 128, 128)
     with torch.no_grad():
         used = model(local, context, with_context_logits=True)
@@ -77,3 +85,16 @@ def test_logits_hang_on_a_single_pixel_finer_than_a_token() -> None:
         logits = model(image, image).logits[0, 0]
     inside = logits[:4, :4]
     assert inside.flatten().unique().numel() == 16
+
+
+def test_the_full_resolution_skip_sees_single_pixels() -> None:
+    """With every feature of the trunk silenced, the image still reaches the logits, within three 3x3 convolutions."""
+    model, image = make("swin detail"), torch.randn(1, 3, 128, 128)
+    for parameter in model.head.classify.parameters():
+        nn.init.zeros_(parameter)
+    other = image.clone()
+    other[0, :, 64, 64] += 1.0
+    with torch.no_grad():
+        changed = (model(image, image).logits != model(other, image).logits).any(1)[0].nonzero()
+    assert changed.min() == 61
+    assert changed.max() == 67

@@ -127,13 +127,16 @@ def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}: {hint}"
 
 
-def _options_of(make: Callable[..., Any], skip: int) -> set[str]:
-    """Names of a constructor's parameters after the first ``skip``, which `build` fills in."""
-    return set(list(inspect.signature(make).parameters)[skip:])
+def _options_of(make: Callable[..., Any], skip: int) -> dict[str, Any]:
+    """Names and defaults of a constructor's parameters after the first ``skip``, which `build` fills in."""
+    return {p.name: p.default for p in list(inspect.signature(make).parameters.values())[skip:]}
 
 
-def _known(trunk: str, options: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    for name in options:
-        if name not in names:
-            raise InputError(_unknown(f"option of {trunk!r}", name, names))
+def _known(trunk: str, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        if name not in defaults:
+            raise InputError(_unknown(f"option of {trunk!r}", name, defaults))
+        if isinstance(defaults[name], tuple) != isinstance(value, (tuple, list)):
+            example = list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]
+            raise InputError(f"option {name} = {value!r} of {trunk!r}: give a value like {example!r}")
     return options
