@@ -116,6 +116,13 @@ def test_copies_are_independent(attention: CosineAttention, tokens: Tensor, clon
     assert torch.equal(other(tokens), fresh(other, tokens))
 
 
+@torch.no_grad()
+def test_pickles_carry_no_kept_bias(attention: CosineAttention, tokens: Tensor) -> None:
+    before = len(pickle.dumps(attention))
+    attention(tokens)
+    assert len(pickle.dumps(attention)) == before
+
+
 def test_inference_mode_leaves_nothing_that_breaks_gradients(attention: CosineAttention, tokens: Tensor) -> None:
     with torch.inference_mode():
         before = attention(tokens)
