@@ -273,6 +273,14 @@ def test_a_scene_that_does_not_fit_is_refused(
         predict(source, (make_model(card), card))
 
 
+@pytest.mark.parametrize(("strategy", "factor"), [("relays", None), ("single", 4)])
+def test_a_card_that_contradicts_its_network_is_refused(tmp_path: Path, strategy: str, factor: int | None) -> None:
+    source = write_raster(tmp_path / "dtm.tif", terrain(20, 20))
+    card = make_card(SMALL_SWIN | {"strategy": strategy}, RELIEF, classes=4, context_factor=factor)
+    with pytest.raises(InputError, match="correct its card"):
+        predict(source, (make_model(card), card))
+
+
 def test_forecast_counts_windows_and_times_the_model(networks: Any) -> None:
     source, module, card = networks
     prediction = predict(source, (module, card), chunk=128)

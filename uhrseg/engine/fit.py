@@ -13,7 +13,7 @@ from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import TilePlan, overlap_pixels
 from uhrseg.geo.scene import Scene
 
-__all__ = ["GSD_RANGE", "check_fit", "find_model", "load_model", "plan_for", "shipped_models"]
+__all__ = ["GSD_RANGE", "check_fit", "check_windows", "find_model", "load_model", "plan_for", "shipped_models"]
 
 GSD_RANGE = (0.8, 1.25)
 """A scene's ground sampling distance may be this many times the card's."""
@@ -100,6 +100,16 @@ def _check_gsd(scene: Scene, model: str, wanted: str, gsd: float) -> None:
 def _name(scene: Scene) -> str:
     more = f" and {len(scene.paths) - 1} more" if len(scene.paths) > 1 else ""
     return f"{Path(scene.paths[0]).name}{more}"
+
+
+def check_windows(module: nn.Module, card: ModelCard) -> None:
+    """Raise `InputError` when card and network disagree about whether there is a context window."""
+    wants = getattr(module, "strategy", None)
+    if wants is not None and (wants == "relays") != (card.window.context_factor is not None):
+        raise InputError(
+            f"model {card.name}: strategy = {wants!r} but context_factor = {card.window.context_factor}: relays need a "
+            "context window and other strategies take none; correct its card.toml"
+        )
 
 
 def plan_for(scene: Scene, card: ModelCard, overlap: float | None = None) -> TilePlan:

@@ -23,7 +23,7 @@ from torch import nn
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
 from uhrseg.engine.device import Runner, resolve_device, resolve_precision
-from uhrseg.engine.fit import check_fit, load_model, plan_for
+from uhrseg.engine.fit import check_fit, check_windows, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
 from uhrseg.engine.outputs import Outputs, Report
 from uhrseg.errors import InputError
@@ -210,6 +210,7 @@ def predict(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, but must be at least 1")
     module, card = model if isinstance(model, tuple) else load_model(model)
+    check_windows(module, card)
     scene = Scene.open(sources, bidx, nodata, allow_network)
     plan = plan_for(scene, card, overlap)
     where = resolve_device(device)
