@@ -3,8 +3,8 @@
     python benchmarks/memory.py                      # 4096 and 16384 pixels a side, about 10 minutes on 2 cores
     python benchmarks/memory.py --sizes 4096 --folder /scratch
 
-Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are written.
-Each size runs in a process of its own, so that one's peak cannot hide in another's.
+Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are
+written. Each size runs in a process of its own, so that one's peak cannot hide in another's.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def measure(source: Path, folder: Path) -> dict[str, float]:
     classes = [ClassSpec(id=i, name=f"class{i}", color=f"#{i * 30:02x}80ff") for i in range(CLASSES)]
     card = ModelCard.model_validate(
         {
-            "name": "benchmark", "architecture": ARCHITECTURE, "window": WindowSpec(context_factor=4, overlap=0.25), "class": classes,
+            "name": "benchmark", "architecture": ARCHITECTURE, "class": classes,
+            "window": WindowSpec(context_factor=4, overlap=0.25),
             "input": InputSpec(band=tuple(BandSpec(name=f"band{i}") for i in range(BANDS))), "background": 0,
             "weights": WeightsSpec(sha256="0" * 64),
         }

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+
 from tests.conftest import ROOT
 from tests.rasters import make_model, threshold_card
-
 from uhrseg.engine.fit import check_fit, shipped_models
 from uhrseg.engine.predict import predict
 from uhrseg.errors import InputError
