@@ -25,7 +25,7 @@ from rasterio.windows import Window
 
 from uhrseg import models
 from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, WindowSpec
-from uhrseg.engine.outputs import peak_rss_mb
+from uhrseg.engine.memory import peak_rss_mb
 from uhrseg.engine.predict import predict
 
 BANDS, CLASSES, TILE = 4, 8, 1024

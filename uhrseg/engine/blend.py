@@ -16,7 +16,7 @@ from uhrseg.geo.plan import Chunk, TilePlan
 
 __all__ = ["Blender", "quantise"]
 
-_ROWS_AT_ONCE = 64  # rows reduced to labels at once: softmax temporaries stay small
+_ROWS_AT_ONCE = 16  # rows reduced to labels at once: softmax temporaries stay small
 
 
 class Blender:

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from uhrseg.engine.blend import Blender, quantise
 from uhrseg.engine.device import Runner
+from uhrseg.engine.memory import return_free_memory
 from uhrseg.geo.bands import Derived, fill
 from uhrseg.geo.coarse import Coarse
 from uhrseg.geo.plan import Chunk, TilePlan, shifted
 from uhrseg.legend import NODATA
 
 __all__ = ["Job", "Strip", "run_chunk"]
+
+_RUN = 8
+"""Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,11 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class _WindowRow:
-    """Padded pixels under one row of a chunk's windows: every window of the row is a slice of them."""
+class _Run:
+    """Padded pixels under some neighbouring windows of one row: each window is a slice of them."""
 
+    row: int
+    cols: range
     local: NDArray[np.float32]  # (C, S, X)
     context: NDArray[np.float32] | None  # (C, S, cells)
     valid: NDArray[np.bool_]  # (S, X)
@@ -69,63 +75,75 @@ class _Window:
 
 
 class _Reader:
-    """Reads the chunk's rows of windows, one ahead of the model, and remembers which pixels are valid."""
+    """Reads a chunk's windows in lattice order, some ahead of the model, and remembers which pixels are valid."""
 
     def __init__(self, job: Job, chunk: Chunk) -> None:
+        plan = job.plan
         self.job = job
-        self.rows = job.plan.touching(chunk.rows, job.plan.rows)
-        self.cols = job.plan.touching(chunk.cols, job.plan.cols)
+        self.chunk = chunk
+        self.rows = plan.touching(chunk.rows, plan.rows)
         self.seconds = 0.0
         self.skipped = 0  # windows without a valid pixel since it was last asked
-        self._chunk = chunk
-        self._valid: dict[int, NDArray[np.bool_] | None] = {}
+        self._valid: dict[int, NDArray[np.bool_]] = {}  # window row -> (S, chunk width); absent: nothing valid
 
     def __iter__(self) -> Iterator[_Window]:
-        """The windows that hold a valid pixel, in lattice order."""
+        """The windows that hold a valid pixel."""
+        plan = self.job.plan
+        cols = plan.touching(self.chunk.cols, plan.cols)
+        runs = [(row, cols[i : i + _RUN]) for row in self.rows for i in range(0, len(cols), _RUN)]
         with ThreadPoolExecutor(1, thread_name_prefix="uhrseg-read") as thread:
-            ahead = thread.submit(self._read, self.rows[0])
-            for row in self.rows:
-                pixels = ahead.result()
-                if row + 1 in self.rows:
-                    ahead = thread.submit(self._read, row + 1)
-                yield from self._cut(row, pixels)
+            ahead = thread.submit(self._read, *runs[0])
+            for following in [*runs[1:], None]:
+                run = ahead.result()
+                if following is not None:
+                    ahead = thread.submit(self._read, *following)
+                self._remember(run)
+                yield from self._cut(run)
 
     def valid(self, row: int, rows: slice) -> NDArray[np.bool_]:
         """Validity of the chunk's pixels in `rows`, which lie under window row `row`; asked once per row."""
-        known = self._valid.pop(row)
+        known = self._valid.pop(row, None)
         if known is None:
-            return np.zeros((rows.stop - rows.start, self._chunk.shape[1]), dtype=np.bool_)
+            return np.zeros((rows.stop - rows.start, self.chunk.shape[1]), dtype=np.bool_)
         top = self.job.plan.start(row)
-        left = self._chunk.cols.start - self.job.plan.start(self.cols[0])
-        return known[rows.start - top : rows.stop - top, left : left + self._chunk.shape[1]]
+        return known[rows.start - top : rows.stop - top]
 
-    def _read(self, row: int) -> _WindowRow:
+    def _read(self, row: int, cols: range) -> _Run:
         started = time.perf_counter()
         job, plan, size = self.job, self.job.plan, self.job.plan.size
-        across = plan.start(self.cols[-1]) - plan.start(self.cols[0])
-        box = shifted(plan.geobox, plan.start(row), plan.start(self.cols[0]), (size, across + size))
-        local, valid = job.derived.read(box)
+        across = plan.start(cols[-1]) - plan.start(cols[0])
+        local, valid = job.derived.read(
+            shifted(plan.geobox, plan.start(row), plan.start(cols[0]), (size, across + size))
+        )
         fill(local, valid, job.coarse.padding)
         context = None
         if plan.factor is not None and valid.any():
-            corner = plan.context_start(row), plan.context_start(self.cols[0])
+            corner = plan.context_start(row), plan.context_start(cols[0])
             cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
             context = fill(*job.coarse.read(cells), job.coarse.padding)
         self.seconds += time.perf_counter() - started
-        return _WindowRow(local, context, valid)
+        return _Run(row, cols, local, context, valid)
 
-    def _cut(self, row: int, pixels: _WindowRow) -> Iterator[_Window]:
+    def _remember(self, run: _Run) -> None:
+        if not run.valid.any():  # rows of nodata take no memory
+            return
+        if run.row not in self._valid:
+            self._valid[run.row] = np.zeros((self.job.plan.size, self.chunk.shape[1]), dtype=np.bool_)
+        left = self.job.plan.start(run.cols[0]) - self.chunk.cols.start
+        low, high = max(left, 0), min(left + run.valid.shape[1], self.chunk.shape[1])
+        self._valid[run.row][:, low:high] = run.valid[:, low - left : high - left]
+
+    def _cut(self, run: _Run) -> Iterator[_Window]:
         plan, size = self.job.plan, self.job.plan.size
-        self._valid[row] = pixels.valid if pixels.valid.any() else None  # rows of nodata take no memory
-        for col in self.cols:
-            left = plan.start(col) - plan.start(self.cols[0])
-            if not pixels.valid[:, left : left + size].any():
+        for col in run.cols:
+            left = plan.start(col) - plan.start(run.cols[0])
+            if not run.valid[:, left : left + size].any():
                 self.skipped += 1
                 continue
             context = None
-            if plan.factor is not None and pixels.context is not None:
-                context = pixels.context[:, :, left // plan.factor :][:, :, :size]
-            yield _Window(row, col, pixels.local[:, :, left : left + size], context)
+            if plan.factor is not None and run.context is not None:
+                context = run.context[:, :, left // plan.factor :][:, :, :size]
+            yield _Window(run.row, col, run.local[:, :, left : left + size], context)
 
 
 def run_chunk(
@@ -153,6 +171,7 @@ def run_chunk(
             yield strip, reader.seconds
             reader.seconds = 0.0
         blender.advance()
+        return_free_memory()
 
 
 def _run(reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], None]) -> Iterator[tuple[_Window, Tensor]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ import numpy as np
 import uhrseg
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Strip
+from uhrseg.engine.memory import peak_rss_mb
 from uhrseg.errors import InputError
 from uhrseg.geo.scene import Scene
 from uhrseg.geo.sink import ClassMapSink, PlanesSink
@@ -27,7 +26,7 @@ from uhrseg.geo.vector import DRIVERS, check_polygon_file, pixel_areas, polygoni
 if TYPE_CHECKING:
     from uhrseg.engine.predict import Prediction
 
-__all__ = ["Outputs", "Report", "peak_rss_mb"]
+__all__ = ["Outputs", "Report"]
 
 _CLASS_MAP = ".tif"
 
@@ -52,12 +51,6 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return {**self.__dict__, "outputs": list(self.outputs)}
-
-
-def peak_rss_mb() -> float:
-    """Peak resident memory of this process in megabytes of 1e6 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 class Outputs:

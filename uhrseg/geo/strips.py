@@ -24,7 +24,7 @@ from uhrseg.geo.rings import Geometries, Ints, edges
 
 __all__ = ["Component", "components", "open_map"]
 
-_STRIP_PIXELS = 4 << 20
+_STRIP_PIXELS = 1 << 20
 """Pixels read at a time."""
 
 _BATCH = 4096

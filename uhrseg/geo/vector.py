@@ -71,7 +71,7 @@ def polygonise(
     `confidence_path`: a plane on the same grid, uint8, value / 254 = probability (`uhrseg.geo.sink.PlanesSink`).
     Area and perimeter (of all rings) are geodesic for geographic CRS and pseudo-Mercator, else planar, in metres.
     Components under `min_area_m2` are left out. The set of polygons does not depend on `strip_rows` (rows read at
-    a time; default: about 4 Mpx); memory is that of one strip and of the components that cross its last row.
+    a time; default: about 1 Mpx); memory is that of one strip and of the components that cross its last row.
     Raises `InputError` for `min_area_m2` without a CRS, `RunError` when a file cannot be read.
     """
     with open_map(labels_path) as source:
