@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,13 @@ def test_every_context_window_is_a_slice_of_the_grid(tmp_path: Path) -> None:
             top, left = plan.context_start(row), plan.context_start(col)
             for y, x in zip(*np.nonzero(valid), strict=True):
                 assert cells[0, y, x] == whole[0, y + top, x + left]
+
+
+def test_a_grid_that_nobody_holds_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_IN_MEMORY", 100)
+    derived = Derived(Scene.open(write_raster(tmp_path / "a.tif", terrain(40, 40))), RAW[:1])
+    grid = build_coarse(derived, 4, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    del grid
+    gc.collect()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]

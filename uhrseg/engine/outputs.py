@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 import uhrseg
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Strip
+from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import peak_rss_mb
 from uhrseg.errors import InputError
 from uhrseg.geo.scene import Scene
 from uhrseg.geo.sink import ClassMapSink, PlanesSink
 from uhrseg.geo.vector import DRIVERS, check_polygon_file, pixel_areas, polygonise, write_polygons
-
-if TYPE_CHECKING:
-    from uhrseg.engine.predict import Prediction
 
 __all__ = ["Outputs", "Report"]
 
@@ -56,7 +54,8 @@ class Report:
 class Outputs:
     """A context manager around the outputs of one run: `take` strips, then `finish`; an exception leaves nothing.
 
-    Raises `InputError` from the constructor for outputs that cannot be made.
+    Inside it, `folder` is a working folder beside the first output, removed at the end. Raises `InputError` from the
+    constructor for outputs that cannot be made.
     """
 
     def __init__(
@@ -117,13 +116,13 @@ class Outputs:
             raise InputError("--min-area is in m2, but the scene has no CRS: give it one with gdal_edit -a_srs")
 
     def __enter__(self) -> Self:
-        self._work = Path(tempfile.mkdtemp(prefix=".uhrseg-", dir=self.paths[0].parent))
+        self.folder = Path(tempfile.mkdtemp(prefix=".uhrseg-", dir=self.paths[0].parent))
         geobox, tags = self.scene.geobox, self._tags()
-        path = self.maps[0] if self.maps else self._work / "labels.tif"
+        path = self.maps[0] if self.maps else self.folder / "labels.tif"
         self._labels = ClassMapSink(path, geobox, self.legend, tags)
         self._confidence = None
         if self.vectors:
-            self._confidence = PlanesSink(self._work / "confidence.tif", geobox, ["confidence"], tags, cog=False)
+            self._confidence = PlanesSink(self.folder / "confidence.tif", geobox, ["confidence"], tags, cog=False)
         self._planes = PlanesSink(self.planes, geobox, self.legend.names, tags) if self.planes else None
         return self
 
@@ -175,18 +174,17 @@ class Outputs:
         for sink in (self._labels, self._confidence, self._planes):
             if sink is not None:
                 sink.abort()  # nothing to undo for an output that took its final name
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def report(self, prediction: Prediction, read_s: float, total_s: float) -> Report:
+    def report(self, runner: Runner, windows: int, read_s: float, total_s: float) -> Report:
         """What was made and what it took."""
-        runner, counts = prediction.runner, self._counts
-        names = self.legend.names
+        counts, names = self._counts, self.legend.names
         areas = pixel_areas(self.scene.geobox)
         areas_m2 = None if areas is None else dict(zip(names, (areas @ counts).tolist(), strict=True))
         return Report(
             outputs=tuple(str(p) for p in self.paths),
             pixels=int(np.prod(self.scene.geobox.shape)),
-            windows=prediction.windows,
+            windows=windows,
             seconds={"total": total_s, "read": read_s, "model": runner.seconds, **self._seconds},
             peak_rss_mb=peak_rss_mb(),
             device=str(runner.device),

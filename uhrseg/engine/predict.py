@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from uhrseg.engine.fit import check_fit, check_windows, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
 from uhrseg.engine.outputs import Outputs, Report
 from uhrseg.errors import InputError
-from uhrseg.geo.coarse import build_coarse
+from uhrseg.geo.coarse import Coarse, build_coarse
 from uhrseg.geo.plan import Chunk, TilePlan
 from uhrseg.geo.plan import taper as make_ramp
 from uhrseg.geo.scene import Scene, gdal_settings
@@ -62,17 +61,21 @@ class Prediction:
         self._derived = check_fit(scene, card)
         self._ramp = ramp
         self._preparing = threading.Lock()
+        self._kept_coarse: Coarse | None = None
 
-    @cached_property
-    def _coarse(self) -> Any:
+    def _build_coarse(self, folder: Path) -> Coarse:
         window = self.card.window
-        folder = Path(tempfile.gettempdir())
         with gdal_settings(self.scene.paths):
             return build_coarse(self._derived, window.context_factor, folder, window.context)
 
-    def _job(self, confidence: bool, probabilities: bool) -> Job:
+    def _lazy_job(self) -> Job:
+        """The job of `labels`; its coarse grid lives in the temporary folder as long as this prediction."""
         with self._preparing:
-            coarse = self._coarse
+            if self._kept_coarse is None:
+                self._kept_coarse = self._build_coarse(Path(tempfile.gettempdir()))
+        return self._job(self._kept_coarse, False, False)
+
+    def _job(self, coarse: Coarse, confidence: bool, probabilities: bool) -> Job:
         return Job(self._derived, coarse, self.plan, self._ramp, self.batch_size, confidence, probabilities)
 
     @property
@@ -89,7 +92,7 @@ class Prediction:
     @property
     def labels(self) -> xr.DataArray:
         """Class map (y, x) uint8, nodata 255, computed chunk by chunk when dask asks for it."""
-        job = dask.delayed(self._job)(False, False)
+        job = dask.delayed(self._lazy_job)()
         height, width = self.plan.geobox.shape
         blocks = [
             [
@@ -133,11 +136,12 @@ class Prediction:
         """
         started = time.perf_counter()
         outputs = Outputs(self.card, self.scene, paths, probabilities, overwrite, min_area_m2, classes)
-        with gdal_settings(self.scene.paths), outputs:
-            job = self._job(outputs.needs_confidence, outputs.needs_probabilities)
+        self.runner.seconds = 0.0
+        with gdal_settings(self.scene.paths), outputs, self._build_coarse(outputs.folder) as coarse:
+            job = self._job(coarse, outputs.needs_confidence, outputs.needs_probabilities)
             read_s = self._run(job, outputs.take, progress)
             outputs.finish()
-        return outputs.report(self, read_s, time.perf_counter() - started)
+        return outputs.report(self.runner, self.windows, read_s, time.perf_counter() - started)
 
     def _run(self, job: Job, take: Callable[[Strip], None], progress: Progress | None) -> float:
         """Run all chunks over dask's threads; returns the seconds spent reading (beside the model's work)."""

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
-from rasterio.shutil import delete
 from rasterio.windows import Window
 
 from uhrseg.errors import RunError
@@ -36,14 +37,14 @@ class Coarse:
     """The coarse grid of a scene's derived bands, and `padding`.
 
     `padding` (C,) float32 is what invalid and outside pixels take: the scene's mean for raw bands, 0 for relief.
-    Without a context factor there is no grid and `read` must not be called. Use it as a context manager, or call
-    `close`, which removes the grid's file.
+    Without a context factor there is no grid and `read` must not be called. The grid's file goes with `close`, at the
+    end of a `with` block, or when nobody holds the grid any more.
     """
 
     def __init__(self, padding: NDArray[np.float32], path: str | None) -> None:
         self.padding = padding
-        self._path = path
         self._grid = Scene.open(path) if path else None
+        self._remove = weakref.finalize(self, _delete, path)
 
     @property
     def geobox(self) -> GeoBox:
@@ -65,16 +66,19 @@ class Coarse:
         return self._scene.read(geobox)
 
     def close(self) -> None:
-        """Remove the grid's file."""
-        if self._path:
-            delete(self._path, driver="GTiff")
-            self._path = None
+        """Remove the grid's file; it may be called again."""
+        self._remove()
 
     def __enter__(self) -> Coarse:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _delete(path: str | None) -> None:
+    if path and rasterio.shutil.exists(path):
+        rasterio.shutil.delete(path, driver="GTiff")
 
 
 def build_coarse(
@@ -98,8 +102,11 @@ def build_coarse(
     sums = _Sums(len(derived.bands))
     try:
         _write_grid(path, grid, derived, factor, how, sums, progress)
-    except RasterioError as error:
-        raise RunError(f"the coarse grid {path} cannot be written: {error}") from error
+    except BaseException as error:  # Ctrl-C too: nobody holds the unfinished file
+        _delete(path)
+        if isinstance(error, RasterioError):
+            raise RunError(f"the coarse grid {path} cannot be written: {error}") from error
+        raise
     return Coarse(sums.padding(derived), path)
 
 
