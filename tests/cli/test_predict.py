@@ -58,6 +58,16 @@ def test_json_is_the_object_of_the_contract(
     assert report["version"]
 
 
+def test_a_dash_prints_geojson(uhrseg: Uhrseg, model: Path, raster: Path) -> None:
+    result = uhrseg("predict", raster, "--model", model, "-o", "-", *FLAT)
+    assert result.exit_code == 0, result.stderr
+    features = json.loads(result.stdout)["features"]
+    assert sorted(f["properties"]["class"] for f in features) == ["bank", "mound", "mound"]
+    assert "wrote" not in result.stderr
+    both = uhrseg("predict", raster, "--model", model, "-o", "-", "--json", *FLAT)
+    assert both.exit_code == 2 and "stdout" in both.stderr and both.stdout == ""
+
+
 def test_polygons_can_be_chosen_by_class_and_area(uhrseg: Uhrseg, model: Path, raster: Path) -> None:
     chosen = ("--classes", "mound", "--min-area", 25)
     result = uhrseg("predict", raster, "--model", model, "-o", "large.geojson", *chosen, *FLAT)

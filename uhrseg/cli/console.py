@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from uhrseg.errors import UhrsegError
+from uhrseg.errors import InputError, UhrsegError
 
-__all__ = ["Command", "Progress", "print_json", "progress_bar", "say"]
+__all__ = ["Command", "Progress", "geojson_on_stdout", "print_json", "progress_bar", "say"]
 
 INTERRUPTED = 130
 """Exit code of Ctrl-C: 128 + SIGINT, as shells count."""
@@ -69,6 +71,24 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def geojson_on_stdout(outputs: Sequence[Path], json: bool) -> Iterator[list[Path]]:
+    """The outputs, ``-`` replaced by a temporary GeoJSON file that is printed when the block ends well.
+
+    Raises `InputError` when ``--json`` wants stdout too.
+    """
+    dash = Path("-")
+    if dash not in outputs:
+        yield list(outputs)
+        return
+    if json:
+        raise InputError("-o - and --json both print to stdout: write the polygons to a file, or leave --json out")
+    with tempfile.TemporaryDirectory(prefix="uhrseg-") as folder:
+        file = Path(folder) / "polygons.geojson"
+        yield [file if output == dash else output for output in outputs]
+        typer.echo(file.read_text(encoding="utf-8"), nl=False)
 
 
 def _listen_to_the_library(params: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from uhrseg.cli import options
-from uhrseg.cli.console import print_json, progress_bar, say
+from uhrseg.cli.console import geojson_on_stdout, print_json, progress_bar, say
 from uhrseg.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,10 @@ def predict_command(
     outputs: Annotated[
         list[Path] | None,
         typer.Option(
-            "-o", "--output", metavar="FILE", help="Class map (.tif) or polygons (.gpkg .fgb .geojson .parquet)."
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Class map (.tif), polygons (.gpkg .fgb .geojson .parquet), or - for GeoJSON on stdout.",
         ),
     ] = None,
     probabilities: Annotated[
@@ -98,9 +101,9 @@ def predict_command(
         forecast = prediction.forecast()
         print_json(forecast.as_dict()) if json else typer.echo("\n".join(forecast.lines()))
         return
-    with progress_bar("Segmenting", quiet) as progress:
+    with geojson_on_stdout(outputs or (), json) as files, progress_bar("Segmenting", quiet) as progress:
         report = prediction.write(
-            *(outputs or ()),
+            *files,
             overwrite=overwrite,
             min_area_m2=min_area,
             classes=chosen,
@@ -119,7 +122,8 @@ def _summarise(report: Report) -> None:
     for name, pixels in counts.items():
         say(f"{name}: {pixels:,} pixels" + ("" if areas is None else f", {areas[name]:,.0f} m2"))
     for path in facts["outputs"]:
-        say(f"wrote {path}")
+        if Path(path).exists():  # what went to stdout is gone
+            say(f"wrote {path}")
     say(
         f"{facts['pixels']:,} pixels in {facts['seconds']['total']:.1f} s "
         f"on {facts['device']} ({facts['precision']}), peak memory {facts['peak_rss_mb']:,.0f} MB"

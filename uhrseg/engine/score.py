@@ -38,8 +38,10 @@ class Confusion:
         for what, values in (("labels", rows), ("prediction", columns)):
             if values.size and not 0 <= values.min() <= values.max() < classes:
                 wrong = values.max() if values.max() >= classes else values.min()
-                raise InputError(f"the {what} hold the value {wrong}, but the classes are 0 to {classes - 1}: "
-                                 "check the legend and the ignore value")
+                raise InputError(
+                    f"the {what} hold the value {wrong}, but the classes are 0 to {classes - 1}: "
+                    "check the legend and the ignore value"
+                )
         self.matrix += np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
     @property
