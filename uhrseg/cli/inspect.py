@@ -42,7 +42,7 @@ def inspect_command(
     Example:
       $ uhrseg inspect parcel.tif --model swinv2-relay --png parcel.png
     """
-    from uhrseg.cli.facts import raster_facts
+    from uhrseg.geo.facts import raster_facts
     from uhrseg.geo.scene import Scene
 
     if (labels or polygons) and not png:
