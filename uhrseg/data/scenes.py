@@ -21,7 +21,7 @@ from uhrseg.geo.bands import Derived, fill
 from uhrseg.geo.coarse import build_coarse
 from uhrseg.geo.labels import read_labels
 from uhrseg.geo.plan import shifted
-from uhrseg.geo.scene import Readable, Scene
+from uhrseg.geo.scene import Readable, Scene, gsd_fits
 from uhrseg.recipe import DataTable
 
 __all__ = ["MEMORY_PIXELS", "TrainingScene", "Windows", "band_statistics", "class_shares", "load_scenes"]
@@ -168,11 +168,10 @@ def _load(
 
 def _check_gsd(scene: Scene, expected: float | None) -> None:
     """Refuse a scene whose pixels are not 0.8 to 1.25 times the recipe's GSD."""
-    if expected is None or scene.gsd_m is None:
-        return
-    if not all(0.8 <= gsd / expected <= 1.25 for gsd in scene.gsd_m):
+    actual = scene.gsd_m
+    if expected is not None and actual is not None and not gsd_fits(actual, expected):
         raise InputError(
-            f"{scene.paths[0]} has pixels of {scene.gsd_m[0]:.3g} x {scene.gsd_m[1]:.3g} m, but data.gsd_m is "
+            f"{scene.paths[0]} has pixels of {actual[1]:.3g} x {actual[0]:.3g} m, but data.gsd_m is "
             f"{expected:g} m (0.8 to 1.25 times is accepted): resample it with gdalwarp -tr, or correct data.gsd_m"
         )
 

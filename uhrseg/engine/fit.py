@@ -11,12 +11,9 @@ from uhrseg.card import ModelCard, sha256_of
 from uhrseg.errors import InputError
 from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import TilePlan, overlap_pixels
-from uhrseg.geo.scene import Scene
+from uhrseg.geo.scene import Scene, gsd_fits
 
-__all__ = ["GSD_RANGE", "check_fit", "check_windows", "find_model", "load_model", "plan_for", "shipped_models"]
-
-GSD_RANGE = (0.8, 1.25)
-"""A scene's ground sampling distance may be this many times the card's."""
+__all__ = ["check_fit", "check_windows", "find_model", "load_model", "plan_for", "shipped_models"]
 
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -90,7 +87,7 @@ def _check_gsd(scene: Scene, model: str, wanted: str, gsd: float) -> None:
             f"model {model} expects {wanted}; {_name(scene)} has no CRS, so the size of its pixels in metres is "
             "unknown: give it its CRS with gdal_edit -a_srs EPSG:..."
         )
-    if not all(GSD_RANGE[0] <= a / gsd <= GSD_RANGE[1] for a in actual):
+    if not gsd_fits(actual, gsd):
         raise InputError(
             f"model {model} expects {wanted}; {_name(scene)} has pixels of {actual[1]:.4g} x {actual[0]:.4g} m: "
             f"resample it with gdalwarp -tr {gsd:g} {gsd:g} -tap -r average"

@@ -28,7 +28,10 @@ from uhrseg.geo.network import is_remote, refuse_hidden_network
 from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.source import SourceFile, examine, must_agree, open_dataset, resolve_sources
 
-__all__ = ["Readable", "Scene", "gdal_settings", "ground_sampling_distance"]
+__all__ = ["GSD_RANGE", "Readable", "Scene", "gdal_settings", "ground_sampling_distance", "gsd_fits"]
+
+GSD_RANGE = (0.8, 1.25)
+"""A scene's ground sampling distance may be this many times a model's."""
 
 _OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
 
@@ -203,6 +206,11 @@ def ground_sampling_distance(geobox: GeoBox) -> tuple[float, float] | None:
     across = geod.inv(*middle, *right)[2]
     down = geod.inv(*middle, *below)[2]
     return float(down), float(across)
+
+
+def gsd_fits(actual: tuple[float, float], expected: float) -> bool:
+    """Whether pixels of `actual` (y, x) metres are near enough to what a model expects: 0.8 to 1.25 times."""
+    return all(GSD_RANGE[0] <= a / expected <= GSD_RANGE[1] for a in actual)
 
 
 def _union(boxes: list[GeoBox]) -> tuple[GeoBox, list[tuple[int, int]]]:
