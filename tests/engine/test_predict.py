@@ -52,7 +52,7 @@ def classify(values: np.ndarray, thresholds: tuple[float, ...], valid: np.ndarra
 
 RASTERS: dict[str, Callable[[Path], Path]] = {
     "smaller than a window": lambda p: write_raster(p, with_holes(30, 40)),
-    "3 x 500": lambda p: write_raster(p, with_holes(3, 500)),
+    "3 x 5000": lambda p: write_raster(p, with_holes(3, 5000)),
     "one pixel wide": lambda p: write_raster(p, with_holes(300, 1)),
     "one pixel": lambda p: write_raster(p, terrain(1, 1)),
     "nodata": lambda p: write_raster(p, with_holes(150, 170), nodata=-9999),
