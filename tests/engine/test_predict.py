@@ -262,6 +262,7 @@ def test_a_model_that_gives_nonsense_is_an_error(tmp_path: Path) -> None:
         (3, None, UTM, r"expects 1 band\(s\) band1; dtm.tif has 3 band\(s\).*--bidx"),
         (1, 0.5, UTM, r"at 0.5 m; dtm.tif has pixels of 1 x 1 m: resample it with gdalwarp -tr 0.5 0.5"),
         (1, 1.0, None, "dtm.tif has no CRS"),
+        (1, 1.0, "EPSG:3857", r"gdalwarp -t_srs EPSG:... \(one in metres\) -tr 1 1"),
     ],
 )
 def test_a_scene_that_does_not_fit_is_refused(

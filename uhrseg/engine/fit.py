@@ -90,8 +90,15 @@ def _check_gsd(scene: Scene, model: str, wanted: str, gsd: float) -> None:
     if not gsd_fits(actual, gsd):
         raise InputError(
             f"model {model} expects {wanted}; {_name(scene)} has pixels of {actual[1]:.4g} x {actual[0]:.4g} m: "
-            f"resample it with gdalwarp -tr {gsd:g} {gsd:g} -tap -r average"
+            f"resample it with gdalwarp {_to_metres(scene)}-tr {gsd:g} {gsd:g} -tap -r average"
         )
+
+
+def _to_metres(scene: Scene) -> str:
+    """The part of the advice that a CRS needs whose units are not ground metres."""
+    crs = scene.geobox.crs.proj if scene.geobox.crs else None
+    metres = crs is not None and crs.is_projected and crs.to_epsg() != 3857 and crs.axis_info[0].unit_conversion_factor == 1
+    return "" if metres else "-t_srs EPSG:... (one in metres) "
 
 
 def _name(scene: Scene) -> str:
