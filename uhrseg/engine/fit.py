@@ -97,8 +97,9 @@ def _check_gsd(scene: Scene, model: str, wanted: str, gsd: float) -> None:
 def _to_metres(scene: Scene) -> str:
     """The part of the advice that a CRS needs whose units are not ground metres."""
     crs = scene.geobox.crs.proj if scene.geobox.crs else None
-    metres = crs is not None and crs.is_projected and crs.to_epsg() != 3857 and crs.axis_info[0].unit_conversion_factor == 1
-    return "" if metres else "-t_srs EPSG:... (one in metres) "
+    if crs is None or not crs.is_projected or crs.to_epsg() == 3857:
+        return "-t_srs EPSG:... (one in metres) "
+    return "" if crs.axis_info[0].unit_conversion_factor == 1 else "-t_srs EPSG:... (one in metres) "
 
 
 def _name(scene: Scene) -> str:
