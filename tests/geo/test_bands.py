@@ -40,7 +40,7 @@ def test_local_mean_equals_brute_force() -> None:
 @given(st.integers(-20, 70), st.integers(-20, 60), st.integers(1, 60), st.integers(1, 60))
 def test_derived_pixels_do_not_depend_on_the_box(tmp: Path, row: int, col: int, height: int, width: int) -> None:
     derived = Derived(Scene.open(tmp), RELIEF)
-    whole, seen = derived.read(shifted(derived.geobox, -20, -20, (140, 140)))
+    whole, seen = derived.read(shifted(derived.geobox, -20, -20, (150, 150)))
     array, valid = derived.read(shifted(derived.geobox, row, col, (height, width)))
     part = np.s_[row + 20 : row + 20 + height, col + 20 : col + 20 + width]
     np.testing.assert_array_equal(array, whole[(slice(None), *part)])
