@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
 from rasterio.windows import Window
+from shapely import Point
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -117,10 +119,22 @@ def playgrounds(tmp_path_factory: pytest.TempPathFactory, parcel: Path) -> Playg
                 parcel, folder / "data" / split / f"{split}_dtm.tif", folder / "data" / split / f"{split}_mask.tif"
             )
         write_crop(parcel, folder / "parcel.tif")
+        write_labels(parcel, folder)
         write_crop(parcel, folder / "examples" / "parcel.tif")
         return folder
 
     return folder_of
+
+
+def write_labels(parcel: Path, folder: Path) -> None:
+    """labels.gpkg: one mound on the crop; legend.toml: the classes of the shipped model."""
+    with rasterio.open(parcel) as source:
+        x, y = source.xy(120, 180)
+        crs = source.crs
+    mound = {"class": ["mound"], "geometry": [Point(x, y).buffer(20)]}
+    geopandas.GeoDataFrame(mound, crs=crs).to_file(folder / "labels.gpkg")
+    card = (ROOT / "uhrseg" / "weights" / "swinv2-relay" / "card.toml").read_text(encoding="utf-8")
+    (folder / "legend.toml").write_text(card, encoding="utf-8")
 
 
 def write_crop(parcel: Path, path: Path, mask: Path | None = None) -> None:

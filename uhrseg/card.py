@@ -17,7 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
 
-__all__ = ["BandSpec", "ClassSpec", "InputSpec", "ModelCard", "WeightsSpec", "WindowSpec", "explain", "sha256_of"]
+__all__ = [
+    "BandSpec",
+    "ClassSpec",
+    "InputSpec",
+    "ModelCard",
+    "WeightsSpec",
+    "WindowSpec",
+    "explain",
+    "read_legend",
+    "sha256_of",
+]
 
 CARD_FILE = "card.toml"
 
@@ -141,6 +151,33 @@ class ModelCard(_Frozen):
         data = self.model_dump(by_alias=True, exclude_none=True, mode="json")
         path.write_text(tomli_w.dumps(data, multiline_strings=True), encoding="utf-8")
         return path
+
+
+class _LegendFile(BaseModel):
+    """What a legend is made of; a card and a recipe hold it among other things."""
+
+    class_: tuple[ClassSpec, ...] = Field(alias="class", min_length=1)
+    background: int | None = None
+    ignore: int = 255
+
+
+def read_legend(path: str | Path) -> Legend:
+    """The legend in a TOML file: a model's ``card.toml``, a recipe, or ``[[class]]`` tables with ``background``.
+
+    Raises `InputError` for a file that cannot be read or holds no classes.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        found = _LegendFile.model_validate(data if "class" in data else data.get("data", {}))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the legend {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise InputError(
+            f"{path} holds no legend ({explain(error)}): give [[class]] tables with id, name and color"
+        ) from error
+    return Legend(tuple(LegendClass(c.id, c.name, c.color) for c in found.class_), found.background, found.ignore)
 
 
 def explain(error: ValidationError) -> str:
