@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 
 from uhrseg.engine.score import Confusion
 from uhrseg.errors import InputError
-from uhrseg.geo.labels import VECTOR_SUFFIXES, read_labels
+from uhrseg.geo.labels import VECTOR_SUFFIXES, geometry_layer, read_labels
 from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.resample import nearest_labels
 from uhrseg.geo.source import open_dataset
@@ -115,10 +115,7 @@ def _grid_of(path: Path) -> GeoBox:
 
 def _extent(path: Path) -> tuple[pyproj.CRS | None, tuple[float, float, float, float]]:
     """CRS and bounds of a vector file."""
-    try:
-        info = pyogrio.read_info(path, force_total_bounds=True)
-    except pyogrio.errors.DataSourceError as error:
-        raise InputError(f"{path} cannot be opened as polygons: {error}") from error
+    info = pyogrio.read_info(path, layer=geometry_layer(path), force_total_bounds=True)
     crs = None if info["crs"] is None else pyproj.CRS.from_user_input(info["crs"])
     return crs, info["total_bounds"]
 

@@ -20,7 +20,7 @@ from uhrseg.geo.plan import pixel_offset
 from uhrseg.geo.source import open_dataset
 from uhrseg.legend import Legend
 
-__all__ = ["VECTOR_SUFFIXES", "read_labels"]
+__all__ = ["VECTOR_SUFFIXES", "geometry_layer", "read_labels"]
 
 VECTOR_SUFFIXES = (".gpkg", ".fgb", ".geojson", ".json", ".shp")
 """Files with these suffixes are vector labels, all others raster labels."""
@@ -105,7 +105,7 @@ def _must_be_classes(path: Path, values: NDArray[np.generic], legend: Legend) ->
 
 
 def _read_vector(path: Path, geobox: GeoBox, legend: Legend, column: str | None) -> NDArray[np.uint8]:
-    layer = _layer(path)
+    layer = geometry_layer(path)
     info = pyogrio.read_info(path, layer=layer)
     crs = None if info["crs"] is None else pyproj.CRS.from_user_input(info["crs"])
     if (crs is None) != (geobox.crs is None):
@@ -125,8 +125,8 @@ def _read_vector(path: Path, geobox: GeoBox, legend: Legend, column: str | None)
     return _burn(table, _class_ids(path, column, table[column].to_numpy(), legend), geobox, background)
 
 
-def _layer(path: Path) -> str:
-    """The one layer with geometries."""
+def geometry_layer(path: Path) -> str:
+    """The one layer with geometries; `InputError` for a file without one, or with several."""
     try:
         layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
     except pyogrio.errors.DataSourceError as error:
