@@ -1,0 +1,53 @@
+"""``uhrseg benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uhrseg.cli import options
+from uhrseg.cli.console import say
+
+if TYPE_CHECKING:
+    from uhrseg.report.page import Table
+
+
+def benchmark_command(
+    suites: Annotated[
+        list[str] | None, typer.Argument(metavar="SUITE...", help="What to run; none: all that need no data.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="REPORT_DIR", help="Folder of the report.")
+    ] = Path("benchmark"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small runs, to see that everything works; no numbers to quote.")
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what the models cost, how fast they run and how well they segment.
+
+    Rows are kept in REPORT_DIR as they come; rows of the same name are replaced.
+
+    \b
+    Example:
+      $ uhrseg benchmark
+    """
+    from uhrseg.benchmark.run import run_suites
+    from uhrseg.benchmark.tables import suite_table
+
+    results = run_suites(suites or [], output, quick, lambda row: None if quiet else say(f"{row.suite}: {row.name}"))
+    for suite in dict.fromkeys(row.suite for row in results.rows):
+        typer.echo(f"\n{suite}")
+        typer.echo("\n".join(_aligned(suite_table([row for row in results.rows if row.suite == suite]))))
+    typer.echo(f"\n{output / 'index.html'}")
+
+
+def _aligned(table: Table) -> list[str]:
+    lines = [list(table.header), *map(list, table.lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            for line in lines]  # fmt: skip
