@@ -74,6 +74,15 @@ class ModelTable(_Table):
     depths: tuple[int, ...] | None = Field(None, description="Blocks per stage.")
     heads: tuple[int, ...] | int | None = Field(None, description="Attention heads, per stage for hierarchical trunks.")
     window: int | None = Field(None, gt=0, description="Side of an attention window, in tokens.")
+    global_tokens: int | None = Field(
+        None, ge=0, description="GLAM's global tokens per window (paper: 10; 0: plain Swin)."
+    )
+    position: str | None = Field(
+        None, description="How GLAM's global tokens know their window: 'coordinates', or 'table' as published."
+    )
+    faithful: bool | None = Field(
+        None, description="true: what the authors' code does, its known defects included (docs/models.md)."
+    )
     patch_size: int | None = Field(None, gt=0, description="Side of a patch in pixels.")
     drop_path: float | None = Field(None, ge=0, lt=1, description="Stochastic depth rate.")
     head_channels: int | None = Field(None, gt=0, description="Channels inside the head, where it has any.")

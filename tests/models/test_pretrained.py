@@ -5,6 +5,7 @@ The files are made here by timm itself (random weights): no network is needed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -12,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -43,6 +45,28 @@ def stored(model: nn.Module | dict[str, Tensor], path: Path) -> str:
     state = model.state_dict() if isinstance(model, nn.Module) else model
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
     return str(path)
+
+
+@pytest.mark.parametrize("window", [7, 5])
+def test_glam_takes_swins_weights(tmp_path: Path, window: int) -> None:
+    """Another window resizes the bias tables; tokens, exchange, relays and the lower norms are new."""
+    source = random(SwinTransformer(56, 4, 3, 10, embed_dim=8, depths=(2, 2), num_heads=(1, 2), window_size=window))
+    options = {"trunk": "glam_t", "size": 64, "embed_dim": 8, "depths": (2, 2), "heads": (1, 2), "head": "upernet"}
+    path = stored(source, tmp_path / "w.safetensors")
+    model = build(**options, bands=4, classes=2, pretrained=path)
+    report = model.pretrained
+    tables = {f"layers.{i}.blocks.{k}.attn.relative_position_bias_table" for i in (0, 1) for k in (0, 1)}
+    assert set(report.adapted) == {"patch_embed.proj.weight"} | (tables if window == 5 else set())
+    assert set(report.unused) == {"head.fc.weight", "head.fc.bias"}
+    assert {"norms.1.weight", "layers.1.downsample.norm.weight"} <= set(report.loaded)
+    assert {re.sub(r"\d", "*", key) for key in report.missing} == {
+        "relays", "layers.*.relay_projection.weight", "layers.*.global_token", "layers.*.position.gain",
+        "layers.*.position.slot", "layers.*.blocks.*.gt_attn.qkv.weight", "layers.*.blocks.*.gt_attn.qkv.bias",
+        "layers.*.blocks.*.gt_attn.proj.weight", "layers.*.blocks.*.gt_attn.proj.bias", "norms.*.weight",
+        "norms.*.bias",
+    }  # fmt: skip
+    fewer = build(**{**options, "depths": (1, 1)}, bands=3, classes=2, pretrained=path).pretrained
+    assert "layers.0.blocks.1.attn.relative_position_bias_table" in fewer.unused
 
 
 def test_swin_loads_by_its_own_names(tmp_path: Path) -> None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.models.golden import FOLDER, Case, network, read
+from tests.models.golden import FOLDER, SHARED, Case, find, network, read
 from uhrseg.models.published import from_published
 
 TOLERANCE = 1e-4
-FULL_SIZE = Path(__file__).parents[3] / "shared" / "golden" / "relay" / "rt_swin2_sequential.safetensors"
+# What their networks carry and never read: classifiers, buffers, GLAM's last exchange of a stage, second copies.
+UNREAD = (
+    ".head.",
+    ".fc_norm.",
+    ".patch_embed.1.",
+    "relative_position_index",
+    ".gt_attn.",
+    ".pe",
+    "glam_swin_unet.norm",
+)
+GLAM = {"glam": "faithful", "rt_glam": "faithful", "rt_glam_fixed": "table", "rt_glam_linhead": "faithful"}
 CASES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
-def assert_parity(case: Case, with_context_logits: bool) -> None:
-    model = network(case)
+def assert_parity(case: Case, with_context_logits: bool, **more: object) -> None:
+    model = network(case, **more)
     state, leftover = from_published(case.state)
     model.load_state_dict(state)  # strict: every tensor of ours has one of theirs
-    assert all(".head." in key or ".fc_norm." in key or ".patch_embed.1." in key for key in leftover)
+    assert all(any(part in key for part in UNREAD) for key in leftover)
     with torch.no_grad():
         output = model.eval()(case.local, case.context, with_context_logits=with_context_logits)
     torch.testing.assert_close(output.logits, case.tensors["output.local"], atol=TOLERANCE, rtol=0)
@@ -43,9 +51,25 @@ def test_parity_when_the_last_block_skips_the_context(name: str) -> None:
 
 
 def test_parity_at_full_size() -> None:
-    if not FULL_SIZE.is_file():
+    path = SHARED / "relay" / "rt_swin2_sequential.safetensors"
+    if not path.is_file():
         pytest.skip("the 256 px reference is not kept in the repository (12 MB)")
-    assert_parity(read(FULL_SIZE), with_context_logits=True)
+    assert_parity(read(path), with_context_logits=True)
+
+
+@pytest.mark.parametrize("name", GLAM)
+def test_parity_of_glam(name: str) -> None:
+    case = read(find("relay", name))
+    options = {"faithful": True} if GLAM[name] == "faithful" else {"position": "table"}
+    for both in (False, True) if case.context is not None else (False,):
+        assert_parity(case, with_context_logits=both, **options)
+
+
+def test_glams_published_slices_are_another_network() -> None:
+    """Same weights and images: the parity above tests which slices are cut."""
+    mended, published = (read(find("relay", name)) for name in ("rt_glam_fixed", "rt_glam"))
+    assert all(torch.equal(mended.state[key], published.state[key]) for key in mended.state)
+    assert (mended.tensors["output.local"] - published.tensors["output.local"]).abs().max() > 10 * TOLERANCE
 
 
 def test_training_mode_computes_the_same_without_drop_path() -> None:

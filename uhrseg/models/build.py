@@ -12,8 +12,10 @@ from typing import Any, get_args
 from torch import nn
 
 from uhrseg.errors import InputError
+from uhrseg.models.glam import GlamTrunk
 from uhrseg.models.heads import LinearHead, UperHead
 from uhrseg.models.pretrained import load_pretrained
+from uhrseg.models.published_heads import UperMmsegHead, UperRelayHead
 from uhrseg.models.relay import ORDERS
 from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
@@ -23,6 +25,8 @@ from uhrseg.models.vit import timm_vit, vit
 __all__ = ["HEADS", "MODELS", "ModelEntry", "build"]
 
 _SWIN_S = {"depths": (2, 2, 18, 2)}
+_SWIN_B = {**_SWIN_S, "embed_dim": 128, "heads": (4, 8, 16, 32)}
+_PLAIN = {"global_tokens": 0}  # Swin, without GLAM's tokens
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,27 @@ MODELS: dict[str, ModelEntry] = {
     "vit_b": ModelEntry(vit, {"embed_dim": 768, "heads": 12}, "deit3_base_patch16_224.fb_in22k_ft_in1k"),
     "swinv2_t": ModelEntry(SwinTrunk, {}, "swinv2_tiny_window8_256.ms_in1k"),
     "swinv2_s": ModelEntry(SwinTrunk, _SWIN_S, "swinv2_small_window8_256.ms_in1k"),
-    "swinv2_b": ModelEntry(
-        SwinTrunk, {**_SWIN_S, "embed_dim": 128, "heads": (4, 8, 16, 32)}, "swinv2_base_window8_256.ms_in1k"
-    ),
+    "swinv2_b": ModelEntry(SwinTrunk, _SWIN_B, "swinv2_base_window8_256.ms_in1k"),
     "swinv2_l": ModelEntry(
         SwinTrunk,
         {**_SWIN_S, "embed_dim": 192, "heads": (6, 12, 24, 48), "window": 12},
         "swinv2_large_window12_192.ms_in22k",
     ),
+    "swin_t": ModelEntry(GlamTrunk, _PLAIN, "swin_tiny_patch4_window7_224.ms_in22k"),
+    "swin_s": ModelEntry(GlamTrunk, {**_SWIN_S, **_PLAIN}, "swin_small_patch4_window7_224.ms_in22k"),
+    "swin_b": ModelEntry(GlamTrunk, {**_SWIN_B, **_PLAIN}, "swin_base_patch4_window7_224.ms_in22k"),
+    "glam_t": ModelEntry(GlamTrunk, {}, "swin_tiny_patch4_window7_224.ms_in22k"),
+    "glam_s": ModelEntry(GlamTrunk, _SWIN_S, "swin_small_patch4_window7_224.ms_in22k"),
+    "glam_b": ModelEntry(GlamTrunk, _SWIN_B, "swin_base_patch4_window7_224.ms_in22k"),
     "threshold": ModelEntry(Threshold),
 }
 
-HEADS: dict[str, Callable[..., nn.Module]] = {"linear": LinearHead, "upernet": UperHead}
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "linear": LinearHead,
+    "upernet": UperHead,
+    "upernet_mmseg": UperMmsegHead,
+    "upernet_relay": UperRelayHead,
+}
 
 _TIMM = "timm:"
 _STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -98,8 +111,10 @@ def build(
     separate = strategy == "relays" and not share_projector
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
     body = entry.trunk(bands, size, tokens, separate, **given)
-    chosen = {k: v for k, v in options.items() if k in head_names}
+    chosen = {k: v for k, v in {**entry.defaults, **options}.items() if k in head_names}
     top = make_head(body.channels, body.strides, classes, bands, **chosen)
+    if isinstance(body, GlamTrunk) and top.last_only:
+        body.drop_lower_norms()
     model = Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
     if pretrained:
         model.pretrained = load_pretrained(body, entry.timm_name, pretrained)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +16,22 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import swin_transformer_v2, vision_transformer
+from timm.models import swin_transformer, swin_transformer_v2, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError, RunError
+from uhrseg.models.glam import GlamTrunk
 from uhrseg.models.swin import SwinTrunk
 from uhrseg.models.vit import VitTrunk
 
 __all__ = ["PretrainedReport", "load_pretrained"]
 
-# What relays add to a trunk; it starts from its own initial values.
-_OWN = ("relays", "relay_position", "relay_projection", "context_embed", "context_pos_embed")
+# What relays and GLAM's global tokens add to a trunk; it starts from its own initial values.
+_RELAYS = ("relays", "relay_position", "relay_projection", "context_embed", "context_pos_embed")
+_OWN = (*_RELAYS, "global_token", "position", "gt_attn", "norms")
+
+_Trunk = SwinTrunk | VitTrunk | GlamTrunk
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class PretrainedReport:
         return f"{self.source}: {counts}, {len(self.unused)} of the file unused"
 
 
-def load_pretrained(trunk: SwinTrunk | VitTrunk, timm_name: str | None, source: bool | str) -> PretrainedReport:
+def load_pretrained(trunk: _Trunk, timm_name: str | None, source: bool | str) -> PretrainedReport:
     """Load ``source`` into a trunk: True takes timm's weights of ``timm_name`` from its hub, a path a local file.
 
     Files may be safetensors or what ``torch.load(weights_only=True)`` reads. Raises `InputError` for an unreadable
@@ -63,7 +68,7 @@ def load_pretrained(trunk: SwinTrunk | VitTrunk, timm_name: str | None, source: 
         name,
         tuple(prefix + key for key in fitted if key not in adapted),
         {prefix + key: how for key, how in adapted.items()},
-        tuple(key for key, _ in trunk.named_parameters() if _is_own(key)),
+        tuple(key for key, _ in trunk.named_parameters() if _is_own(key) and key not in fitted),
         tuple(unused),
     )
 
@@ -95,7 +100,7 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 
 def _fit(
-    state: dict[str, Tensor], trunk: SwinTrunk | VitTrunk, body: nn.Module
+    state: dict[str, Tensor], trunk: _Trunk, body: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """The file's tensors under the body's names and shapes; what was changed, and how; what was not used."""
     state, adapted = dict(state), {}
@@ -108,11 +113,22 @@ def _fit(
     return fitted, adapted, [key for key in filtered if key not in fitted]
 
 
-def _timm_filter(state: dict[str, Tensor], trunk: SwinTrunk | VitTrunk, body: nn.Module) -> dict[str, Tensor]:
+def _timm_filter(state: dict[str, Tensor], trunk: _Trunk, body: nn.Module) -> dict[str, Tensor]:
     """timm's own reading of foreign checkpoints; it resamples position tables and patch filters to the body's grid."""
     if isinstance(trunk, VitTrunk):
         return vision_transformer.checkpoint_filter_fn(state, trunk.body)
+    if isinstance(trunk, GlamTrunk):
+        return _swin_filter(state, trunk)
     return swin_transformer_v2.checkpoint_filter_fn(state, body)
+
+
+def _swin_filter(state: dict[str, Tensor], trunk: GlamTrunk) -> dict[str, Tensor]:
+    """timm's reading for Swin; its final norm is the last of ours, and tables of blocks we lack are passed by."""
+    own, norm = trunk.state_dict().keys(), f"norms.{len(trunk.norms) - 1}."
+    state = {re.sub(r"^norm\.", norm, key): tensor for key, tensor in state.items()}
+    lacking = {k: v for k, v in state.items() if k.endswith("relative_position_bias_table") and k not in own}
+    kept = {key: tensor for key, tensor in state.items() if key not in lacking}
+    return {**swin_transformer.checkpoint_filter_fn(kept, trunk), **lacking}
 
 
 def _reshaped(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:
@@ -181,7 +197,7 @@ def _refuse_gaps(name: str, own: dict[str, Tensor], fitted: dict[str, Tensor]) -
         )
 
 
-def _copy_to_context(trunk: SwinTrunk | VitTrunk, body: nn.Module) -> None:
+def _copy_to_context(trunk: _Trunk, body: nn.Module) -> None:
     """A separate projector starts as a copy of the local one."""
     if trunk.context_embed is not None:
         trunk.context_embed.load_state_dict(copy.deepcopy(body.get_submodule("patch_embed").state_dict()))

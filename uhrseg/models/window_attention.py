@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import WindowAttention
 from torch import Tensor, nn
 
-__all__ = ["CosineAttention"]
+__all__ = ["CosineAttention", "attend", "no_autocast", "split_heads"]
 
 _MAX_LOGIT_SCALE = math.log(100.0)  # Swin V2, section 3.2: temperature not below 0.01
 _MAX_BIAS = 16.0  # Swin V2's published code: 16 * sigmoid
@@ -43,8 +43,8 @@ class CosineAttention(WindowAttention):
         q, k, v = self._qkv(x, rows)  # (B*W, h, rows | N, d)
         scale = self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()  # (h, 1, 1)
         bias = self.bias(x.shape[2], mask, v.dtype)[:, :, rows]  # (1 | W, h, rows, N)
-        with _no_autocast(x.device):  # autocast would run it all in float32, at half the speed
-            y = _attend(_unit(q, scale), _unit(k, None), v, bias)
+        with no_autocast(x.device):  # autocast would run it all in float32, at half the speed
+            y = attend(_unit(q, scale), _unit(k, None), v, bias)
         y = y.transpose(1, 2).reshape(*x.shape[:2], -1, self.dim)  # (B, W, rows, C)
         out: Tensor = self.proj(y)
         return out
@@ -53,11 +53,11 @@ class CosineAttention(WindowAttention):
         heads, tokens, dim, weight = self.num_heads, x.shape[2], self.dim, self.qkv.weight
         bias = torch.cat(cast(tuple[Tensor, Tensor, Tensor], (self.q_bias, self.k_bias, self.v_bias)))
         if rows == slice(None):
-            q, k, v = _split_heads(F.linear(x, weight, bias), 3, tokens, heads)
+            q, k, v = split_heads(F.linear(x, weight, bias), 3, tokens, heads)
             return q, k, v
         wanted = x[:, :, rows].contiguous()  # torch rounds otherwise on strided input, and batches differ in strides
-        (q,) = _split_heads(F.linear(wanted, weight[:dim], bias[:dim]), 1, wanted.shape[2], heads)
-        k, v = _split_heads(F.linear(x, weight[dim:], bias[dim:]), 2, tokens, heads)
+        (q,) = split_heads(F.linear(wanted, weight[:dim], bias[:dim]), 1, wanted.shape[2], heads)
+        k, v = split_heads(F.linear(x, weight[dim:], bias[dim:]), 2, tokens, heads)
         return q, k, v
 
     def bias(self, tokens: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -77,7 +77,7 @@ class CosineAttention(WindowAttention):
         """Log-spaced continuous position bias plus shift mask; zero on the rows and columns of relays."""
         patches, (first, second) = self.window_size[0] * self.window_size[1], self._cpb_layers()
         coords, index = self.relative_coords_table, cast(Tensor, self.relative_position_index)
-        with _no_autocast(coords.device):  # bfloat16 would round a bias of 16 to steps of 1/8
+        with no_autocast(coords.device):  # bfloat16 would round a bias of 16 to steps of 1/8
             hidden = F.relu(F.linear(coords.float(), first.weight.float(), first.bias.float()))
             table = F.linear(hidden, second.weight.float()).view(-1, self.num_heads)
             bias = (_MAX_BIAS * torch.sigmoid(table))[index.view(-1)]
@@ -107,12 +107,13 @@ class CosineAttention(WindowAttention):
         return {**self.__dict__, "_kept": None}  # copies and pickles start without
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off: for steps whose precision is chosen by hand."""
     known = torch.amp.is_autocast_available(device.type)  # the meta device has none
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
-def _split_heads(x: Tensor, parts: int, tokens: int, heads: int) -> tuple[Tensor, ...]:
+def split_heads(x: Tensor, parts: int, tokens: int, heads: int) -> tuple[Tensor, ...]:
     """(B, W, N, parts * C) -> parts tensors (B*W, h, N, d), contiguous: the products below run faster so."""
     return (
         x.reshape(-1, tokens, parts, heads, x.shape[-1] // (parts * heads))
@@ -129,7 +130,7 @@ def _unit(x: Tensor, scale: Tensor | None) -> Tensor:
     return (wide * (factor if scale is None else factor * scale)).to(x.dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v for q, k, v (B*W, h, N, d) and bias (1 | W, h, N, N).
 
     On CPU in plain steps: for windows of some 70 tokens they took half the time of torch's fused kernel (4.7 against
