@@ -78,4 +78,6 @@ def _trunk(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         uper = {"head": "upernet_relay", "head_channels": head.get("channels")}
         options |= uper if head["cls"] == "UPerHead" else {"head": "linear"}
         return "glam_t", {**options, "global_tokens": config["gt_num"]}
+    if config["cls"] == "Flatten_swin_module":  # their window is that of the linear stages: the whole map
+        return "flatten_swin_t", {**options, "window": config["swindow_sizes"], "patch_size": config["patch_size"]}
     return "swinv2_t", {**options, "patch_size": config["patch_size"]}

@@ -16,6 +16,8 @@ UNREAD = (
     ".patch_embed.1.",
     "relative_position_index",
     ".gt_attn.",
+    "attn_mask",
+    "positional_encoding",
     ".pe",
     "glam_swin_unet.norm",
 )
@@ -50,11 +52,13 @@ def test_parity_when_the_last_block_skips_the_context(name: str) -> None:
     assert_parity(read(FOLDER / f"{name}.safetensors"), with_context_logits=False)
 
 
-def test_parity_at_full_size() -> None:
-    path = SHARED / "relay" / "rt_swin2_sequential.safetensors"
+@pytest.mark.parametrize("name", ["rt_swin2_sequential", "rt_flatten_swin"])
+def test_parity_at_full_size(name: str) -> None:
+    path = SHARED / "relay" / f"{name}.safetensors"
     if not path.is_file():
         pytest.skip("the 256 px reference is not kept in the repository (12 MB)")
-    assert_parity(read(path), with_context_logits=True)
+    faithful = {"faithful": True} if name == "rt_flatten_swin" else {}
+    assert_parity(read(path), with_context_logits=True, **faithful)
 
 
 @pytest.mark.parametrize("name", GLAM)
@@ -63,6 +67,13 @@ def test_parity_of_glam(name: str) -> None:
     options = {"faithful": True} if GLAM[name] == "faithful" else {"position": "table"}
     for both in (False, True) if case.context is not None else (False,):
         assert_parity(case, with_context_logits=both, **options)
+
+
+@pytest.mark.parametrize("name", ["flatten_swin", "rt_flatten_swin"])
+def test_parity_of_flatten_swin(name: str) -> None:
+    case = read(find("relay", name))
+    for both in (False, True) if case.context is not None else (False,):
+        assert_parity(case, with_context_logits=both, faithful=True)
 
 
 def test_glams_published_slices_are_another_network() -> None:

@@ -19,6 +19,8 @@ TRUNKS = {
     "swin": {"trunk": "swin_t", **SWIN, "depths": (2, 2)},
     "glam": {"trunk": "glam_t", **SWIN, "depths": (2, 3), "global_tokens": 3},
     "glam faithful": {"trunk": "glam_t", **SWIN, "depths": (2, 3), "global_tokens": 3, "faithful": True},
+    "flatten": {"trunk": "flatten_swin_t", **SWIN, "depths": (2, 2), "window": 4},
+    "flatten faithful": {"trunk": "flatten_swin_t", **SWIN, "depths": (2, 2), "window": 4, "faithful": True},
 }
 GLAM = {**SWIN, "trunk": "glam_t", "depths": (2, 2), "global_tokens": 2}
 HEADED = {

@@ -12,10 +12,12 @@ from typing import Any, get_args
 from torch import nn
 
 from uhrseg.errors import InputError
+from uhrseg.models.flatten import FlattenTrunk
 from uhrseg.models.glam import GlamTrunk
 from uhrseg.models.heads import LinearHead, UperHead
 from uhrseg.models.pretrained import load_pretrained
 from uhrseg.models.published_heads import UperMmsegHead, UperRelayHead
+from uhrseg.models.pyramid import PyramidTrunk
 from uhrseg.models.relay import ORDERS
 from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
@@ -56,6 +58,9 @@ MODELS: dict[str, ModelEntry] = {
     "glam_t": ModelEntry(GlamTrunk, {}, "swin_tiny_patch4_window7_224.ms_in22k"),
     "glam_s": ModelEntry(GlamTrunk, _SWIN_S, "swin_small_patch4_window7_224.ms_in22k"),
     "glam_b": ModelEntry(GlamTrunk, _SWIN_B, "swin_base_patch4_window7_224.ms_in22k"),
+    "flatten_swin_t": ModelEntry(FlattenTrunk),
+    "flatten_swin_s": ModelEntry(FlattenTrunk, _SWIN_S),
+    "flatten_swin_b": ModelEntry(FlattenTrunk, _SWIN_B),
     "threshold": ModelEntry(Threshold),
 }
 
@@ -113,7 +118,7 @@ def build(
     body = entry.trunk(bands, size, tokens, separate, **given)
     chosen = {k: v for k, v in {**entry.defaults, **options}.items() if k in head_names}
     top = make_head(body.channels, body.strides, classes, bands, **chosen)
-    if isinstance(body, GlamTrunk) and top.last_only:
+    if isinstance(body, PyramidTrunk) and top.last_only:
         body.drop_lower_norms()
     model = Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
     if pretrained:

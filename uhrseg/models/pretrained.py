@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError, RunError
-from uhrseg.models.glam import GlamTrunk
+from uhrseg.models.pyramid import PyramidTrunk
 from uhrseg.models.swin import SwinTrunk
 from uhrseg.models.vit import VitTrunk
 
@@ -31,7 +31,7 @@ __all__ = ["PretrainedReport", "load_pretrained"]
 _RELAYS = ("relays", "relay_position", "relay_projection", "context_embed", "context_pos_embed")
 _OWN = (*_RELAYS, "global_token", "position", "gt_attn", "norms")
 
-_Trunk = SwinTrunk | VitTrunk | GlamTrunk
+_Trunk = SwinTrunk | VitTrunk | PyramidTrunk
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def _timm_filter(state: dict[str, Tensor], trunk: _Trunk, body: nn.Module) -> di
     """timm's own reading of foreign checkpoints; it resamples position tables and patch filters to the body's grid."""
     if isinstance(trunk, VitTrunk):
         return vision_transformer.checkpoint_filter_fn(state, trunk.body)
-    if isinstance(trunk, GlamTrunk):
+    if isinstance(trunk, PyramidTrunk):
         return _swin_filter(state, trunk)
     return swin_transformer_v2.checkpoint_filter_fn(state, body)
 
 
-def _swin_filter(state: dict[str, Tensor], trunk: GlamTrunk) -> dict[str, Tensor]:
+def _swin_filter(state: dict[str, Tensor], trunk: PyramidTrunk) -> dict[str, Tensor]:
     """timm's reading for Swin; its final norm is the last of ours, and tables of blocks we lack are passed by."""
     own, norm = trunk.state_dict().keys(), f"norms.{len(trunk.norms) - 1}."
     state = {re.sub(r"^norm\.", norm, key): tensor for key, tensor in state.items()}

@@ -22,6 +22,10 @@ def _next_stage(name: str) -> Callable[[re.Match[str]], str]:
     return lambda match: f"trunk.layers.{int(match[1]) + 1}.{name}."
 
 
+# What is not a buffer (computed, and of another size with other relays or images), nor the keys' positions, which the
+# relay paper's Flatten-Swin carries and never adds.
+_READ = r"(?!.*\b(?:relative_position_index|attn_mask|positional_encoding_?)$)"
+
 # (pattern, replacement): first match wins; keys have lost the Lightning prefix 'net.'. Sub-modules of the ViT with
 # relays sit in lists, so '.0' follows their names; an older class lacks it, and both are read.
 _SWIN: _Table = (
@@ -39,6 +43,12 @@ _VIT: _Table = (
     (r"^model\.pos_embed\.1$", "trunk.context_pos_embed"),
     (r"^(model|ViT)\.pos_embed(\.0)?$", "trunk.body.pos_embed"),
 )
+_FLATTEN: _Table = (
+    (r"^model\.layers\.(\d+)\.downsample\.", _next_stage("downsample")),
+    (r"^model\.layers\.(\d+)\.downsample_token\.", _next_stage("relay_projection")),
+    *_SWIN[:3],
+    (r"^model\.layers\." + _READ, "trunk.layers."),
+)
 _GLAM: _Table = (
     (r"^register_token$", "trunk.relays"),
     (r"^patch_embed\.1\.", "trunk.context_embed."),
@@ -46,7 +56,7 @@ _GLAM: _Table = (
     (r"^layers\.(\d+)\.downsample\.", _next_stage("downsample")),
     (r"^layers\.(\d+)\.register_downsample\.", _next_stage("relay_projection")),
     (r"^layers\.(\d+)\.pe$", r"trunk.layers.\1.position.table"),
-    (r"^layers\.", "trunk.layers."),
+    (r"^layers\." + _READ, "trunk.layers."),
     (r"^norm(\d)\.", r"trunk.norms.\1."),
 )
 _UPER_NAMES: _Table = (
@@ -60,20 +70,18 @@ _UPER_NAMES: _Table = (
 )
 _HEAD: _Table = ((r"^seg_head\.layers\.0\.", "head."),)
 
-_BUFFERS = ("relative_position_index", "attn_mask")  # computed, and of another size with other relays or images
-
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Rename a state dict of the relay paper's code; returns what our networks know and, under its old names, the rest.
 
-    Left over are unused classifiers, index and mask buffers, what GLAM's code carries and never reads (`_unread`)
-    and, where both scales share their projector, its second copy: two projectors of identical values are how a shared
-    one was published. A ViT with separate blocks per scale leaves '.1.' keys over.
+    Left over are unused classifiers, index and mask buffers, Flatten-Swin's positions, what else GLAM's code carries
+    and never reads (`_unread`) and, where both scales share their projector, its second copy: two projectors of
+    identical values are how a shared one was published. A ViT with separate blocks per scale leaves '.1.' keys over.
     """
     state = {key.removeprefix("net."): tensor for key, tensor in state.items()}
     if any(key.startswith("glam_swin_unet.") for key in state):
         return _from_glam_names(state)
-    table = (_SWIN if any(key.startswith("model.layers.") for key in state) else _VIT) + _HEAD
+    table = _table_of(state) + _HEAD
     names = {key: _rename(key, table) for key in state}
     shared = _shared_copies(state)
     mapped = {name: state[key] for key, name in names.items() if name is not None and key not in shared}
@@ -86,6 +94,14 @@ def from_glam(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return _from_glam_names(state)
 
 
+def _table_of(state: Mapping[str, Tensor]) -> _Table:
+    """By what only this family has; the final norm of Flatten-Swin is the last of ours."""
+    stages = {int(match[1]) for match in (re.match(r"model\.layers\.(\d+)\.", key) for key in state) if match}
+    if any(key.endswith(".attn.dwc.weight") for key in state):
+        return (*_FLATTEN, (r"^model\.norm\.", f"trunk.norms.{max(stages)}."))
+    return _SWIN if stages else _VIT
+
+
 def _from_glam_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     names = {key: _glam_name(key) for key in state}
     unread = _unread({name for name in names.values() if name is not None})
@@ -95,8 +111,6 @@ def _from_glam_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 
 def _glam_name(key: str) -> str | None:
-    if key.endswith(_BUFFERS):
-        return None
     for prefix in ("seg_head.", "decode_head."):
         if key.startswith(prefix):
             return _rename(key, _HEAD) or _uper_name(key.removeprefix(prefix))
