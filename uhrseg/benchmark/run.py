@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.simulated import simulated
 from uhrseg.benchmark.tables import suite_notes, suite_table
+from uhrseg.benchmark.trials import DATASETS
 from uhrseg.errors import InputError
+from uhrseg.recipe import Recipe
 from uhrseg.report.page import Section, write_page
 
-__all__ = ["SUITES", "run_suites", "write_report"]
+__all__ = ["SUITES", "OnData", "run_suites", "write_report"]
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
     "simulated": lambda quick: simulated(512, 1) if quick else simulated(),
 }
-"""Suites that need no data."""
+"""Suites that need no data; the argument asks for a small run."""
 
 TITLES = {
     "complexity": "Parameters and multiply-adds beside the papers",
@@ -26,21 +30,55 @@ TITLES = {
 }
 
 
+@dataclass(frozen=True)
+class OnData:
+    """What a suite on a data set needs: its folder, the recipe, and trained folders or the wish to train."""
+
+    root: Path | None = None
+    recipe: Path | None = None
+    models: tuple[str, ...] = ()
+    train: bool = False
+    seeds: tuple[int, ...] = (42, 43, 44)
+    tables: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    def rows(self, suite: str, results: Results, quick: bool) -> Iterator[Row]:
+        """The rows of one data set. Raises `InputError` when there is nothing to do or the recipe is missing."""
+        if not self.models and not self.train:
+            raise InputError(f"{suite}: name trained folders with --models, or train the paper's tables with --train")
+        recipe = self.recipe or Path("recipes") / f"{suite}.toml"
+        if not recipe.is_file():
+            raise InputError(f"{suite}: there is no {recipe} here: name the recipe with --recipe")
+        overrides = [*self.overrides, *([] if self.root is None else [f'data.root="{self.root}"'])]
+        yield from score_folders(suite, Recipe.read(recipe, overrides), self.models)
+        if self.train:
+            yield from train_trials(
+                suite, recipe, overrides, self.seeds, results, tables=self.tables, fast_dev_run=quick
+            )
+
+
 def run_suites(
-    names: Sequence[str], folder: Path, quick: bool = False, on_row: Callable[[Row], None] = lambda row: None
+    names: Sequence[str],
+    folder: Path,
+    quick: bool = False,
+    on_data: OnData | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
 ) -> Results:
-    """Run the named suites (none: all), keeping every row in `folder` as it comes.
+    """Run the named suites (none: all that need no data), keeping every row in `folder` as it comes.
 
     quick: small runs that show that everything works, no numbers to quote.
     Raises `InputError` for an unknown suite.
     """
+    known = [*SUITES, *DATASETS]
     for name in names:
-        if name not in SUITES:
-            near = difflib.get_close_matches(name, SUITES, 1)
-            raise InputError(f"no suite is called {name!r}: {'did you mean ' + near[0] if near else ', '.join(SUITES)}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"no suite is called {name!r}: {advice}")
     results = Results(folder)
     for name in names or SUITES:
-        for row in SUITES[name](quick):
+        rows = SUITES[name](quick) if name in SUITES else (on_data or OnData()).rows(name, results, quick)
+        for row in rows:
             results.add(row)
             on_row(row)
     write_report(results)

@@ -21,6 +21,26 @@ def benchmark_command(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="REPORT_DIR", help="Folder of the report.")
     ] = Path("benchmark"),
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="The data set's folder; default: the recipe's.")
+    ] = None,
+    models: Annotated[
+        list[str] | None, typer.Option("--models", metavar="FOLDER", help="Trained folder to score; repeatable.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train every line of the paper's tables, resuming what is there.")
+    ] = False,
+    tables: Annotated[
+        list[str] | None, typer.Option("--table", metavar="TABLE", help="Only this table, e.g. 'Table 3'; repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="N[,N...]", help="Seeds of every line.")] = "42,43,44",
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe of the data set. [recipes/SUITE.toml]")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a value of every recipe; repeatable."),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small runs, to see that everything works; no numbers to quote.")
     ] = False,
@@ -36,10 +56,16 @@ def benchmark_command(
     Example:
       $ uhrseg benchmark
     """
-    from uhrseg.benchmark.run import run_suites
+    from uhrseg.benchmark.run import OnData, run_suites
     from uhrseg.benchmark.tables import suite_table
 
-    results = run_suites(suites or [], output, quick, lambda row: None if quiet else say(f"{row.suite}: {row.name}"))
+    on_data = OnData(
+        root=data, recipe=recipe, models=tuple(models or ()), train=train, seeds=options.seed_numbers(seeds),
+        tables=tuple(tables or ()), overrides=tuple(changes or ()),
+    )  # fmt: skip
+    results = run_suites(
+        suites or [], output, quick, on_data, lambda row: None if quiet else say(f"{row.suite}: {row.name}")
+    )
     for suite in dict.fromkeys(row.suite for row in results.rows):
         typer.echo(f"\n{suite}")
         typer.echo("\n".join(_aligned(suite_table([row for row in results.rows if row.suite == suite]))))

@@ -26,6 +26,7 @@ __all__ = [
     "Workers",
     "band_numbers",
     "names",
+    "seed_numbers",
 ]
 
 AllowNetwork = Annotated[
@@ -59,6 +60,15 @@ Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, he
 def names(given: str | None) -> list[str] | None:
     """The parts of ``NAME,NAME``; None stays None."""
     return None if given is None else [part.strip() for part in given.split(",")]
+
+
+def seed_numbers(given: str) -> tuple[int, ...]:
+    """The numbers of ``42,43,44``. Raises `InputError` for anything else."""
+    parts = [part.strip() for part in given.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise InputError(f"--seeds {wrong[0]!r} is no seed: give whole numbers, such as --seeds 42,43,44")
+    return tuple(int(part) for part in parts)
 
 
 def band_numbers(given: list[str] | None) -> list[int] | None:

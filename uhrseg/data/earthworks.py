@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Heights", "Place", "dome", "flat_top", "ground", "patch", "platform", "ring"]
+__all__ = ["Heights", "Place", "dome", "flat_top", "ground", "patch", "place_of", "platform", "ring"]
 
 Heights: TypeAlias = NDArray[np.float32]
 Place: TypeAlias = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -40,7 +40,8 @@ def patch(heights: Heights, at: tuple[float, float], reach: float) -> tuple[slic
     return rows, cols, dy, dx
 
 
-def _place(rows: slice, cols: slice, inside: NDArray[np.bool_]) -> Place:
+def place_of(rows: slice, cols: slice, inside: NDArray[np.bool_]) -> Place:
+    """The pixels of a patch where `inside` holds, as an index into the whole."""
     y, x = np.nonzero(inside)
     return y + rows.start, x + cols.start
 
@@ -50,7 +51,7 @@ def dome(heights: Heights, at: tuple[float, float], radius: float, high: float, 
     rows, cols, dy, dx = patch(heights, at, radius * max(stretch, 1))
     share = np.hypot(dy / stretch, dx) / radius
     heights[rows, cols] += np.maximum(high * (1 - share**2), 0) if high > 0 else np.minimum(high * (1 - share**2), 0)
-    return _place(rows, cols, share < 1)
+    return place_of(rows, cols, share < 1)
 
 
 def flat_top(heights: Heights, at: tuple[float, float], radius: float, high: float) -> Place:
@@ -58,7 +59,7 @@ def flat_top(heights: Heights, at: tuple[float, float], radius: float, high: flo
     rows, cols, dy, dx = patch(heights, at, radius)
     share = np.hypot(dy, dx) / radius
     heights[rows, cols] += (0.58 * high * np.clip(4 * (1 - share), 0, 1)).astype(np.float32)
-    return _place(rows, cols, share < 1)
+    return place_of(rows, cols, share < 1)
 
 
 def platform(heights: Heights, at: tuple[float, float], radius: float) -> Place:
@@ -67,11 +68,11 @@ def platform(heights: Heights, at: tuple[float, float], radius: float) -> Place:
     distance = np.hypot(dy, dx)
     flat = distance < radius
     if not flat.any():
-        return _place(rows, cols, flat)
+        return place_of(rows, cols, flat)
     blend = np.clip((radius + 2 - distance) / 2, 0, 1)
     level = heights[rows, cols][flat].mean()
     heights[rows, cols] = (1 - blend) * heights[rows, cols] + blend * level
-    return _place(rows, cols, flat)
+    return place_of(rows, cols, flat)
 
 
 def ring(
@@ -88,4 +89,4 @@ def ring(
     angle = np.arctan2(dy, dx) % (2 * np.pi)
     inside = (off < 1) & ~((angle >= gap[0]) & (angle < gap[1]))
     heights[rows, cols] += np.where(inside, high * (1 - off**2), 0).astype(np.float32)
-    return _place(rows, cols, inside)
+    return place_of(rows, cols, inside)

@@ -15,20 +15,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from uhrseg.data.earthworks import Heights, dome, flat_top, ground, patch
+from uhrseg.data.earthworks import Heights, Place, dome, flat_top, ground, patch, place_of
 from uhrseg.data.parcels import write_layer
 from uhrseg.errors import InputError
 
-__all__ = ["CLASSES", "CUES", "Cue", "Reach", "Simulation", "write_dataset"]
+__all__ = ["CLASSES", "CUES", "LANDMARK", "Cue", "Reach", "Simulation", "write_dataset"]
 
-CLASSES = (("background", "#d9d9d9"), ("mound", "#377eb8"), ("temple", "#e41a1c"))
+CLASSES = (("background", "#d9d9d9"), ("mound", "#377eb8"), ("temple", "#e41a1c"), ("landmark", "#4daf4a"))
+
+LANDMARK = 3
 
 Cue = Literal["mark", "dyke", "moat", "shape"]
 Reach = Literal["near", "context", "beyond"]
 
 _SITE = 8  # mounds lie this close to the centre of their site, in pixels
 _RADIUS = (6.0, 9.0)  # of a mound
-_MARK = 28  # side of a mark, length of a dyke
+_LANDMARK = 40  # side of a platform, length of a bank; less where there is less room
+_SMALLEST = 24
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,25 @@ class Simulation:
 
     cue: Cue
     reach: Reach = "context"
-    window: int = 128
-    factor: int = 4
+    window: int = 64
+    factor: int = 8
 
     @property
     def distances(self) -> tuple[int, int]:
         """Chebyshev distances in pixels, from a site's centre, between which the cue lies whole."""
         w, spare = self.window, _SITE + round(_RADIUS[1])
         if self.reach == "near":
-            return spare + 6, w // 2 + _MARK
+            return spare + 4, spare + 4 + _LANDMARK
         if self.reach == "context":
             return w + spare, w * (self.factor - 1) // 2 - spare
         sight = w * (self.factor + 1) // 2
-        return sight + spare, sight + spare + 2 * _MARK
+        return sight + spare, sight + spare + _LANDMARK
+
+    @property
+    def landmark(self) -> int:
+        """Side of a platform and length of a bank, in pixels."""
+        inner, outer = self.distances
+        return min(_LANDMARK, outer - inner)
 
     @property
     def spacing(self) -> int:
@@ -70,10 +79,9 @@ class Simulation:
         base: ground to build on, at least that large; None: `ground` from the seed.
         Raises `InputError` for a base that is too small, or a cue that does not fit between its distances.
         """
-        inner, outer = self.distances
-        if outer - inner < _MARK and self.cue not in ("shape", "moat") or outer - inner < 10:
+        if self.landmark < _SMALLEST:
             raise InputError(
-                f"a cue of {_MARK} px does not fit between {inner} and {outer} px: choose a larger window or factor"
+                f"no cue fits between {self.distances[0]} and {self.distances[1]} px: choose a larger window or factor"
             )
         rng = np.random.default_rng([seed, 7])
         side = sites * self.spacing
@@ -92,21 +100,21 @@ class Simulation:
     ) -> None:
         """One site of class `kind` (1 mound, 2 temple) with its cue, in place."""
         if self.cue == "moat":
-            at = self._moat(heights, rng, at, inside=kind == 2)
+            at, place = self._moat(heights, rng, at, inside=kind == 2)
+            labels[place] = LANDMARK
         elif self.cue == "dyke":
-            _bank(heights, self._position(rng, at), at, points_here=kind == 2)
+            labels[_bank(heights, self._position(rng, at), at, self.landmark, points_here=kind == 2)] = LANDMARK
         elif kind == 2 if self.cue == "mark" else rng.random() < 0.5:
-            _platform(heights, self._position(rng, at))
+            labels[_platform(heights, self._position(rng, at), self.landmark)] = LANDMARK
         for _ in range(int(rng.integers(2, 5))):
             y, x = (c + rng.uniform(-_SITE, _SITE) for c in at)
             shape = flat_top if self.cue == "shape" and kind == 2 else dome
-            labels_there = shape(heights, (y, x), rng.uniform(*_RADIUS), rng.uniform(0.8, 1.5))
-            labels[labels_there] = kind
+            labels[shape(heights, (y, x), rng.uniform(*_RADIUS), rng.uniform(0.8, 1.5))] = kind
 
     def _position(self, rng: np.random.Generator, at: tuple[float, float]) -> tuple[float, float]:
-        """Centre of a cue that lies whole between the two distances, in any direction."""
+        """Centre of a landmark that lies whole between the two distances, in any direction."""
         inner, outer = self.distances
-        far = rng.uniform(inner + _MARK / 2, outer - _MARK / 2)
+        far = rng.uniform(inner + self.landmark / 2, outer - self.landmark / 2)
         along = rng.uniform(-far, far)
         side = int(rng.integers(4))
         dy, dx = ((-far, along), (far, along), (along, -far), (along, far))[side]
@@ -114,44 +122,49 @@ class Simulation:
 
     def _moat(
         self, heights: Heights, rng: np.random.Generator, at: tuple[float, float], inside: bool
-    ) -> tuple[float, float]:
-        """A square moat around `at` (inside) or beside the site; returns the site's centre."""
+    ) -> tuple[tuple[float, float], Place]:
+        """A square moat around `at` (inside) or beside the site; returns the site's centre and where the moat is."""
         inner, outer = self.distances
-        half = rng.uniform(inner, outer - 6)
-        _ditch(heights, at, half)
+        half = rng.uniform(inner, min(outer - 6, inner + 40))
+        place = _ditch(heights, at, half)
         if inside:
-            return at
-        away = half + rng.uniform(inner, outer - 6)
+            return at, place
+        away = half + rng.uniform(inner, min(outer - 6, inner + 40))
         along = rng.uniform(-half, half)
         sign = rng.choice((-1, 1))
         dy, dx = (sign * away, along) if rng.random() < 0.5 else (along, sign * away)
-        return at[0] + dy, at[1] + dx
+        return (at[0] + dy, at[1] + dx), place
 
 
-def _platform(heights: Heights, at: tuple[float, float]) -> None:
-    """A mark nobody overlooks: a square platform, 3 m high."""
-    rows, cols, dy, dx = patch(heights, at, _MARK / 2)
-    edge = _MARK / 2 - np.maximum(np.abs(dy), np.abs(dx))
+def _platform(heights: Heights, at: tuple[float, float], side: int) -> Place:
+    """A landmark nobody overlooks: a square platform, 3 m high."""
+    rows, cols, dy, dx = patch(heights, at, side / 2)
+    edge = side / 2 - np.maximum(np.abs(dy), np.abs(dx))
     heights[rows, cols] += np.clip(edge, 0, 3).astype(np.float32)
+    return place_of(rows, cols, edge > 0)
 
 
-def _bank(heights: Heights, at: tuple[float, float], site: tuple[float, float], points_here: bool) -> None:
-    """A bank 10 px wide and 3 m high that points at `site`, or lies across that direction."""
-    rows, cols, dy, dx = patch(heights, at, _MARK / 2)
+def _bank(
+    heights: Heights, at: tuple[float, float], site: tuple[float, float], length: int, points_here: bool
+) -> Place:
+    """A bank 12 px wide and 3 m high that points at `site`, or lies across that direction."""
+    rows, cols, dy, dx = patch(heights, at, length / 2)
     away = np.array([at[0] - site[0], at[1] - site[1]])
     uy, ux = away / np.linalg.norm(away)
     along, across = dy * uy + dx * ux, dx * uy - dy * ux
     if not points_here:
         along, across = across, along
-    inside = np.minimum(_MARK / 2 - np.abs(along), 5 - np.abs(across))
+    inside = np.minimum(length / 2 - np.abs(along), 6 - np.abs(across))
     heights[rows, cols] += np.clip(inside, 0, 3).astype(np.float32)
+    return place_of(rows, cols, inside > 0)
 
 
-def _ditch(heights: Heights, at: tuple[float, float], half: float) -> None:
-    """A square ditch 6 px wide and 3 m deep, `half` px from `at`."""
-    rows, cols, dy, dx = patch(heights, at, half + 6)
-    ring = 3 - np.abs(np.maximum(np.abs(dy), np.abs(dx)) - half - 3)
+def _ditch(heights: Heights, at: tuple[float, float], half: float) -> Place:
+    """A square ditch 8 px wide and 3 m deep, `half` px from `at`."""
+    rows, cols, dy, dx = patch(heights, at, half + 8)
+    ring = 4 - np.abs(np.maximum(np.abs(dy), np.abs(dx)) - half - 4)
     heights[rows, cols] -= np.clip(ring, 0, 3).astype(np.float32)
+    return place_of(rows, cols, ring > 0)
 
 
 CUES: dict[str, Callable[[int, int], Simulation]] = {

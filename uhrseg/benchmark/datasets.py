@@ -1,0 +1,62 @@
+"""Suites on data sets: trained folders are scored, or every line of the paper's tables is trained and scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from uhrseg.benchmark.rows import Results, Row
+from uhrseg.benchmark.score import score_model
+from uhrseg.benchmark.trials import Trial, trials_for
+from uhrseg.data.datasets import Split
+from uhrseg.engine.train import train
+from uhrseg.recipe import Recipe
+
+__all__ = ["score_folders", "train_trials"]
+
+
+def score_folders(suite: str, recipe: Recipe, models: Sequence[str]) -> Iterator[Row]:
+    """One row per trained folder (or shipped name)."""
+    for model in models:
+        yield score_model(model, recipe, _split(recipe), suite=suite, name=Path(model).name, seed=None)
+
+
+def train_trials(
+    suite: str, recipe: Path, overrides: Sequence[str], seeds: Sequence[int], results: Results,
+    tables: Sequence[str] = (), fast_dev_run: bool = False,
+) -> Iterator[Row]:  # fmt: skip
+    """One row per line of the paper's tables and seed: trained where its folder has no model yet, then scored.
+
+    Runs lie in ``results.folder / runs``; a run that was interrupted goes on from its checkpoint, and a line that is in
+    the results is not run again. `tables` limits the lines ("Table 3"); `overrides` change every recipe.
+    """
+    for trial in trials_for(suite):
+        if tables and trial.table not in tables:
+            continue
+        for seed in seeds:
+            name = f"{trial.table}: {trial.name}"
+            if (suite, name, seed) in results:
+                continue
+            changed = Recipe.read(recipe, [*overrides, *trial.changes, f"seed={seed}"])
+            model = _train(changed, results.folder / "runs" / _slug(suite, trial, seed), fast_dev_run)
+            row = score_model(model, changed, _split(changed), suite=suite, name=name, seed=seed)
+            paper = {"mIoU": trial.paper[suite]} if suite in trial.paper else {}
+            yield row.model_copy(update={"paper": paper})
+
+
+def _split(recipe: Recipe) -> Split:
+    """The split the paper reports: test, or val where the test labels are not public."""
+    return "val"
+
+
+def _slug(suite: str, trial: Trial, seed: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", f"{suite} {trial.table} {trial.name} {seed}".lower())
+
+
+def _train(recipe: Recipe, run: Path, fast_dev_run: bool) -> Path:
+    """The model folder of a run, trained or resumed where it is not complete."""
+    if (run / "model" / "card.toml").exists():
+        return run / "model"
+    resume = (run / "checkpoints" / "last").exists()
+    return train(recipe, run, resume=resume, fast_dev_run=fast_dev_run)
