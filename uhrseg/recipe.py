@@ -68,7 +68,9 @@ class ModelTable(_Table):
         "sequential", description="Context before local in every block (paper, Eq. 4-5), or both at once."
     )
     share_projector: bool = Field(True, description="Whether local and context windows share the patch projection.")
-    head: str = Field("linear", description="Segmentation head: 'linear' or 'upernet'.")
+    head: str = Field(
+        "linear", description="Segmentation head: 'linear', 'upernet', 'unet' or another (docs/models.md)."
+    )
     pretrained: bool | str = Field(False, description="true: timm's weights of the trunk; a path: weights from there.")
     embed_dim: int | None = Field(None, gt=0, description="Channels of the first stage.")
     depths: tuple[int, ...] | None = Field(None, description="Blocks per stage.")

@@ -17,7 +17,7 @@ from uhrseg.models import build
 from uhrseg.models.bias_attention import BiasAttention, partition, reverse, shift_mask
 from uhrseg.models.glam import GlamBlock, GlamTrunk, GlobalAttention, glam_stages
 from uhrseg.models.glam_position import CoordinatePosition, TablePosition
-from uhrseg.models.published import from_glam
+from uhrseg.models.published_glam import from_glam
 from uhrseg.models.published_heads import UperMmsegHead
 from uhrseg.models.pyramid import StageTokens
 from uhrseg.models.relay import one_scale

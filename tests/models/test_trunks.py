@@ -27,6 +27,11 @@ HEADED = {
     "glam upernet": {**GLAM, "head": "upernet", "head_channels": 8},
     "glam upernet_relay": {**GLAM, "head": "upernet_relay", "head_channels": 8},
     "glam upernet_mmseg": {**GLAM, "head": "upernet_mmseg", "head_channels": 8},
+    "swin unet": {**GLAM, "trunk": "swin_t", "head": "unet", "global_tokens": 0},
+    "glam unet": {**GLAM, "head": "unet"},
+    "glam unet_nlu": {**GLAM, "head": "unet_nlu"},
+    "glam unet_nlu faithful": {**GLAM, "head": "unet_nlu", "faithful": True},
+    "flatten upernet": {**TRUNKS["flatten"], "head": "upernet", "head_channels": 8},
 }
 NETWORKS = {**TRUNKS, **HEADED}
 EVERY = pytest.mark.parametrize("name", NETWORKS)

@@ -22,6 +22,7 @@ from uhrseg.models.relay import ORDERS
 from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
 from uhrseg.models.threshold import Threshold
+from uhrseg.models.unet import NluUnetHead, UnetHead
 from uhrseg.models.vit import timm_vit, vit
 
 __all__ = ["HEADS", "MODELS", "ModelEntry", "build"]
@@ -64,11 +65,13 @@ MODELS: dict[str, ModelEntry] = {
     "threshold": ModelEntry(Threshold),
 }
 
-HEADS: dict[str, Callable[..., nn.Module]] = {
+HEADS: dict[str, type[nn.Module]] = {
     "linear": LinearHead,
     "upernet": UperHead,
     "upernet_mmseg": UperMmsegHead,
     "upernet_relay": UperRelayHead,
+    "unet": UnetHead,
+    "unet_nlu": NluUnetHead,
 }
 
 _TIMM = "timm:"
@@ -117,6 +120,8 @@ def build(
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
     body = entry.trunk(bands, size, tokens, separate, **given)
     chosen = {k: v for k, v in {**entry.defaults, **options}.items() if k in head_names}
+    if issubclass(make_head, UnetHead) and not isinstance(body, PyramidTrunk):
+        raise InputError(f"head = {head!r} needs the stages of Swin, GLAM or Flatten-Swin, not {trunk!r}: use 'linear'")
     top = make_head(body.channels, body.strides, classes, bands, **chosen)
     if isinstance(body, PyramidTrunk) and top.last_only:
         body.drop_lower_norms()

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from uhrseg.errors import InputError
 from uhrseg.models.relay import CONTEXT, Scale, Want
 
-__all__ = ["PreNormBlock", "PyramidStage", "PyramidTrunk", "StageTokens", "Updates", "check_stages", "start_small"]
+__all__ = [
+    "PatchExpansion",
+    "PreNormBlock",
+    "PyramidStage",
+    "PyramidTrunk",
+    "StageTokens",
+    "Updates",
+    "check_stages",
+    "start_small",
+]
 
 
 class StageTokens(NamedTuple):
@@ -102,6 +111,23 @@ class PyramidStage(nn.Module):
     def project(self, relays: Tensor) -> Tensor:
         """(B, R, C/2) -> (B, R, C); unchanged without merging."""
         out: Tensor = self.relay_projection(relays)
+        return out
+
+
+class PatchExpansion(nn.Module):
+    """Each token becomes ``factor`` x ``factor`` tokens of another width (Cao et al. 2022, Swin-UNet)."""
+
+    def __init__(self, inputs: int, outputs: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.expand = nn.Linear(inputs, factor * factor * outputs, bias=False)
+        self.norm = nn.LayerNorm(outputs)
+        self.apply(start_small)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, inputs) -> (B, factor * H, factor * W, outputs)."""
+        x = self.expand(x).unflatten(-1, (self.factor, self.factor, -1))  # (B, H, W, f, f, outputs)
+        out: Tensor = self.norm(x.transpose(2, 3).flatten(3, 4).flatten(1, 2))
         return out
 
 

@@ -54,7 +54,8 @@ class Segmenter(nn.Module):
     def _head(self, tokens: list[Tensor], image: Tensor) -> Tensor:
         """Logits of one scale. On CPU the head takes one sample at a time: its convolutions choose their algorithm by
         batch size, and a prediction must not depend on the batch it sits in (measured: no slower)."""
-        maps: list[Tensor] = self.trunk.maps(tokens, self.head.last_only)  # type: ignore[operator]
+        skips = getattr(self.head, "skips", False)  # a U-Net reads what entered the stages
+        maps = self.trunk.skips(tokens) if skips else self.trunk.maps(tokens, self.head.last_only)  # type: ignore[operator]
         if self.training or maps[0].device.type != "cpu":
             return cast(Tensor, self.head(maps, image))
         samples = (slice(i, i + 1) for i in range(image.shape[0]))
