@@ -25,6 +25,9 @@ SURFACE = {
     "train": TALK | {"--fast-dev-run", "--output", "--resume", "--set", "-o"},
     "models list": TALK | {"--json"},
     "models show": TALK | {"--json"},
+    "evaluate": TALK | {"--json", "--label-column", "--legend", "--res"},
+    "benchmark": TALK
+    | {"--data", "--models", "--output", "--quick", "--recipe", "--seeds", "--set", "--table", "--train", "-o"},
     "inspect": TALK | READ | {"--json", "--labels", "--model", "--overwrite", "--png", "--polygons"},
 }
 HEAVY = ("dask", "geopandas", "matplotlib", "numpy", "pandas", "pydantic", "rasterio", "timm", "torch", "xarray")
