@@ -10,18 +10,21 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.transform import from_origin
 
-from uhrseg.engine.blend import Blender, quantise
+from uhrseg.engine.blend import Blender, best_class, quantise
 from uhrseg.geo.plan import TilePlan, taper
 
 
 def full_buffer(plan: TilePlan, logits: dict[tuple[int, int], torch.Tensor], ramp: np.ndarray) -> torch.Tensor:
-    """The naive blend: all windows added into one buffer as large as the lattice."""
+    """The naive blend: the windows of a row added into one buffer as wide as the lattice, the rows into one as high."""
     height, width = plan.start(plan.rows - 1) + plan.size, plan.start(plan.cols - 1) + plan.size
     total = torch.zeros(3, height, width)
-    for (row, col), window in logits.items():
-        y, x = plan.start(row), plan.start(col)
-        weight = np.outer(plan.weights(row, plan.rows, ramp), plan.weights(col, plan.cols, ramp))
-        total[:, y : y + plan.size, x : x + plan.size] += window * torch.from_numpy(weight)
+    for row in range(plan.rows):
+        strip = torch.zeros(3, plan.size, width)
+        for col in range(plan.cols):
+            across = torch.from_numpy(plan.weights(col, plan.cols, ramp))
+            down = torch.from_numpy(plan.weights(row, plan.rows, ramp))[:, None]
+            strip[:, :, plan.start(col) : plan.start(col) + plan.size] += logits[row, col] * across * down
+        total[:, plan.start(row) : plan.start(row) + plan.size] += strip
     return total[:, : plan.geobox.shape[0], : plan.geobox.shape[1]]
 
 
@@ -45,31 +48,63 @@ def test_equals_a_full_buffer_for_any_chunk(
     expected = full_buffer(plan, logits, ramp)
     for chunk in plan.chunks(side):
         blender = Blender(plan, chunk, 3, ramp, torch.device("cpu"))
-        finished = []
-        for row in plan.touching(chunk.rows, plan.rows):
-            for col in plan.touching(chunk.cols, plan.cols):
-                blender.add(row, col, logits[row, col])
-            rows, strip = blender.finish(row)
-            finished.append(strip.clone())
-            assert strip.shape[1] == rows.stop - rows.start
-            blender.advance()
-        assert torch.equal(torch.cat(finished, dim=1), expected[:, chunk.rows, chunk.cols])
+        found = torch.full_like(expected, torch.nan)
+        for row, col in plan.lattice(chunk):
+            block = blender.add(row, col, logits[row, col].clone())
+            assert torch.isnan(found[:, block.rows, block.cols]).all(), "finished once"
+            found[:, block.rows, block.cols] = block.logits
+        assert torch.equal(found[:, chunk.rows, chunk.cols], expected[:, chunk.rows, chunk.cols])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 5), st.floats(0, 0.5), st.integers(20, 60))
+def test_windows_over_nodata_may_be_left_out(seed: int, share: float, side: int) -> None:
+    """Pixels that only windows that were run touch are as if all had been run."""
+    plan = TilePlan(GeoBox((70, 80), from_origin(0, 0, 1, 1), None), 16, int(16 * share))
+    ramp = taper("hann", plan.overlap)
+    random = np.random.default_rng(seed)
+    logits = {
+        k: torch.from_numpy(random.normal(size=(3, 16, 16)).astype(np.float32))
+        for k in np.ndindex(plan.rows, plan.cols)
+    }
+    missing = {k for k in logits if random.random() < 0.3}
+    expected = full_buffer(plan, logits, ramp)
+    for chunk in plan.chunks(side):
+        blender = Blender(plan, chunk, 3, ramp, torch.device("cpu"))
+        for row, col in plan.lattice(chunk):
+            if (row, col) in missing:
+                continue
+            rows, cols, found = blender.add(row, col, logits[row, col].clone())
+            known = np.ones((70, 80), bool)
+            for r, c in missing:
+                known[plan.start(r) : plan.start(r) + 16, plan.start(c) : plan.start(c) + 16] = False
+            known = torch.from_numpy(known[rows, cols])
+            assert torch.equal(found[:, known], expected[:, rows, cols][:, known])
 
 
 def test_quantise_is_a_softmax_times_254() -> None:
     logits = torch.randn(4, 150, 30) * 3
-    labels, confidence, planes = quantise(logits, probabilities=True)
+    labels, confidence = torch.empty(2, 150, 30, dtype=torch.uint8)
+    planes = torch.empty(4, 150, 30, dtype=torch.uint8)
+    assert torch.isfinite(quantise(logits, labels, confidence, planes))
     expected = logits.softmax(0)
-    assert labels.dtype == np.uint8 and confidence is not None and planes is not None
     np.testing.assert_array_equal(labels, logits.argmax(0).numpy())
-    assert np.abs(confidence / 254 - expected.amax(0).numpy()).max() <= 0.5 / 254 + 1e-6
-    assert np.abs(planes / 254 - expected.numpy()).max() <= 0.5 / 254 + 1e-6
+    assert np.abs(confidence.numpy() / 254 - expected.amax(0).numpy()).max() <= 0.5 / 254 + 1e-6
+    assert np.abs(planes.numpy() / 254 - expected.numpy()).max() <= 0.5 / 254 + 1e-6
     assert planes.max() <= 254, "255 is nodata"
 
 
-@pytest.mark.parametrize("probabilities", [False, True])
-def test_labels_alone_need_no_softmax(probabilities: bool) -> None:
+def test_the_first_of_equal_classes_wins() -> None:
+    logits = torch.randint(0, 3, (6, 40, 33)).float()
+    best, winner = best_class(logits)
+    assert torch.equal(best, logits.amax(0))
+    np.testing.assert_array_equal(winner, logits.numpy().argmax(0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_noticed(value: float) -> None:
     logits = torch.randn(3, 70, 20)
-    labels, confidence, planes = quantise(logits, labels_only=True, probabilities=probabilities)
-    np.testing.assert_array_equal(labels, logits.argmax(0).numpy())
-    assert confidence is None and planes is None
+    labels = torch.empty(70, 20, dtype=torch.uint8)
+    assert torch.isfinite(quantise(logits, labels))
+    logits[1, 66, 3] = value
+    assert not torch.isfinite(quantise(logits, labels))

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from uhrseg.engine.blend import Blender, quantise
+from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import return_free_memory
 from uhrseg.geo.bands import Derived, fill
@@ -59,7 +61,7 @@ class _Run:
 
     row: int
     cols: range
-    local: NDArray[np.float32]  # (C, S, X)
+    local: NDArray[Any]  # (C, S, X); the source's bytes or 16-bit integers where nothing was padded, else float32
     context: NDArray[np.float32] | None  # (C, S, cells)
     valid: NDArray[np.bool_]  # (S, X)
 
@@ -70,7 +72,7 @@ class _Window:
 
     row: int
     col: int
-    local: NDArray[np.float32]  # (C, S, S)
+    local: NDArray[Any]  # (C, S, S)
     context: NDArray[np.float32] | None  # (C, S, S)
 
 
@@ -108,14 +110,20 @@ class _Reader:
         top = self.job.plan.start(row)
         return known[rows.start - top : rows.stop - top]
 
+    def take_seconds(self) -> float:
+        """Seconds spent reading since it was last asked."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
     def _read(self, row: int, cols: range) -> _Run:
         started = time.perf_counter()
         job, plan, size = self.job, self.job.plan, self.job.plan.size
         across = plan.start(cols[-1]) - plan.start(cols[0])
-        local, valid = job.derived.read(
+        local, valid = job.derived.read_native(
             shifted(plan.geobox, plan.start(row), plan.start(cols[0]), (size, across + size))
         )
-        fill(local, valid, job.coarse.padding)
+        if not valid.all():
+            local = fill(local.astype(np.float32, copy=False), valid, job.coarse.padding)
         context = None
         if plan.factor is not None and valid.any():
             corner = plan.context_start(row), plan.context_start(cols[0])
@@ -153,25 +161,29 @@ def run_chunk(
 
     Every window that touches the chunk is run, in lattice order, so that the strips do not depend on how the scene
     was cut. Windows without a valid pixel are not run. `tick(n)` is called as n more windows are done; when `stop`
-    is set, it ends early.
+    is set, it ends early. Raises `RunError` when the model gives values that are not finite.
     """
     reader = _Reader(job, chunk)
     blender = Blender(job.plan, chunk, runner.classes, job.ramp, runner.device)
     results = _run(reader, runner, stop, tick)
     coming = next(results, None)
+    pending: _Planes | None = None  # a row behind, so that a GPU never waits for its results to be fetched
     for row in reader.rows:
+        planes = _Planes(job, runner, chunk, row)
         while coming is not None and coming[0].row == row:
             window, logits = coming
-            blender.add(row, window.col, logits)
+            with torch.inference_mode():
+                planes.take(blender.add(row, window.col, logits))
             coming = next(results, None)
         if stop.is_set():
             return
-        strip = _finish(job, blender, reader, chunk, row)
-        if strip is not None:
-            yield strip, reader.seconds
-            reader.seconds = 0.0
-        blender.advance()
+        planes.leave(reader.valid(row, planes.rows))
+        if pending is not None and pending.height:
+            yield pending.strip(), reader.take_seconds()
+        pending = planes
         return_free_memory()
+    if pending is not None and pending.height:
+        yield pending.strip(), reader.take_seconds()
 
 
 def _run(reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], None]) -> Iterator[tuple[_Window, Tensor]]:
@@ -191,20 +203,79 @@ def _run(reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], Non
 
 
 def _run_batch(batch: list[_Window], runner: Runner) -> Iterator[tuple[_Window, Tensor]]:
-    local = np.stack([w.local for w in batch])  # (B, C, S, S)
     contexts = [w.context for w in batch if w.context is not None]
-    return zip(batch, runner(local, np.stack(contexts) if contexts else None), strict=True)
+    return zip(batch, runner(_stacked([w.local for w in batch]), _stacked(contexts) if contexts else None), strict=True)
 
 
-def _finish(job: Job, blender: Blender, reader: _Reader, chunk: Chunk, row: int) -> Strip | None:
-    rows, logits = blender.finish(row)
-    outside = ~reader.valid(row, rows)
-    if rows.start == rows.stop:
-        return None
-    labels, confidence, planes = quantise(logits, not job.confidence, job.probabilities)
-    for plane in (labels, confidence):
-        if plane is not None:
-            plane[outside] = NODATA
-    if planes is not None:
-        planes[:, outside] = NODATA
-    return Strip(rows, chunk.cols, labels, confidence, planes)
+def _stacked(windows: list[NDArray[Any]]) -> NDArray[Any]:
+    """Windows (C, S, S) as one batch (B, C, S, S); a single one is not copied."""
+    return windows[0][np.newaxis] if len(windows) == 1 else np.stack(windows)
+
+
+class _Planes:
+    """The finished pixels of one window row, uint8 on the device until they `leave` it, and then a `Strip`."""
+
+    def __init__(self, job: Job, runner: Runner, chunk: Chunk, row: int) -> None:
+        plan = job.plan
+        top = max(plan.start(row), chunk.rows.start)
+        last = row == plan.rows - 1
+        bottom = min(plan.geobox.shape[0] if last else plan.start(row + 1), chunk.rows.stop)
+        self.rows = slice(top, max(top, bottom))
+        self.cols = chunk.cols
+        self.height = self.rows.stop - top
+        self._runner = runner
+        shape = (self.height, chunk.shape[1])
+        self._labels = self._new(shape)
+        self._confidence = self._new(shape) if job.confidence else None
+        self._probabilities = self._new((runner.classes, *shape)) if job.probabilities else None
+        self._total = torch.zeros((), device=runner.device)
+
+    def _new(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, NODATA, dtype=torch.uint8, device=self._runner.device)
+
+    def take(self, block: Block) -> None:
+        """Reduce blended logits to bytes."""
+        inside = (
+            slice(block.rows.start - self.rows.start, block.rows.stop - self.rows.start),
+            slice(block.cols.start - self.cols.start, block.cols.stop - self.cols.start),
+        )
+        self._total += quantise(
+            block.logits,
+            self._labels[inside],
+            None if self._confidence is None else self._confidence[inside],
+            None if self._probabilities is None else self._probabilities[:, *inside],
+        )
+
+    def leave(self, valid: NDArray[np.bool_]) -> None:
+        """Start the way to the host; `valid` (Y, X) says which pixels are not nodata."""
+        self._outside = ~valid
+        self._labels, self._total = self._to_host(self._labels), self._to_host(self._total)
+        if self._confidence is not None:
+            self._confidence = self._to_host(self._confidence)
+        if self._probabilities is not None:
+            self._probabilities = self._to_host(self._probabilities)
+        self._copied = torch.cuda.Event() if self._runner.device.type == "cuda" else None
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self._runner.device))
+
+    def _to_host(self, plane: Tensor) -> Tensor:
+        if plane.device.type != "cuda":
+            return plane.cpu()
+        host = torch.empty(plane.shape, dtype=plane.dtype, pin_memory=True)
+        return host.copy_(plane, non_blocking=True)
+
+    def strip(self) -> Strip:
+        """The strip, once the copies are done; raises `RunError` for logits that are not finite."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._runner.check(self._total)
+        labels = self._labels.numpy()
+        confidence = None if self._confidence is None else self._confidence.numpy()
+        probabilities = None if self._probabilities is None else self._probabilities.numpy()
+        if self._outside.any():
+            labels[self._outside] = NODATA
+            if confidence is not None:
+                confidence[self._outside] = NODATA
+            if probabilities is not None:
+                probabilities[:, self._outside] = NODATA
+        return Strip(self.rows, self.cols, labels, confidence, probabilities)

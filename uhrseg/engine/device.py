@@ -65,40 +65,115 @@ class Runner:
     """A model on its device: raw window batches in, float32 logits out, one call at a time.
 
     Every call runs exactly `batch_size` windows, short batches being filled up: matrix products in bf16 were seen to
-    change last bits with the number of rows, and a result must not depend on how a scene was cut. `seconds` counts
-    the time spent in the model.
+    change last bits with the number of rows, and a result must not depend on how a scene was cut. `seconds` is the
+    time spent in the model. On a GPU a call returns before the work is done: nothing here waits for the device.
     """
 
     def __init__(
-        self, model: nn.Module, card: ModelCard, device: torch.device, precision: str, batch_size: int
-    ) -> None:
+        self, model: nn.Module, card: ModelCard, device: torch.device, precision: str, batch_size: int,
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
         self.model = model.to(device).eval()
         self.batch_size = batch_size
         self.device = device
         self.precision = precision
         self.classes = len(card.legend)
-        self.seconds = 0.0
+        self._clock = _Clock(device)
         self._lock = threading.Lock()
         self._mean = torch.tensor([b.mean for b in card.input.band], device=device).view(-1, 1, 1)
         self._scale = torch.tensor([1 / b.std for b in card.input.band], device=device).view(-1, 1, 1)
+        # Tensor cores take convolutions with channels last only; for others the order of channels does not matter.
+        self._layout = torch.channels_last if device.type == "cuda" and precision != "fp32" else None
+        if self._layout is not None:
+            self.model.to(memory_format=self._layout)
+        # Every call has one shape, so one graph is compiled, at the first call.
+        self._forward = torch.compile(self.model, dynamic=False) if compiled else self.model
 
-    def __call__(self, local: NDArray[np.float32], context: NDArray[np.float32] | None) -> Tensor:
-        """Local logits (B, classes, S, S) float32 of padded, unscaled windows (B, C, S, S)."""
-        with self._lock, torch.inference_mode(), self._autocast():
-            started = time.perf_counter()
-            output = self.model(self._scaled(local), None if context is None else self._scaled(context), False)
-            logits = output.logits[: len(local)].float()
-            if not torch.isfinite(logits).all():
-                raise RunError(f"the model gave values that are not finite in {self.precision}: try --precision fp32")
-            self.seconds += time.perf_counter() - started
-            return logits
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in the model so far, by the device's own clock on a GPU."""
+        return self._clock.seconds
 
-    def _scaled(self, windows: NDArray[np.float32]) -> Tensor:
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._clock.seconds = value
+
+    def __call__(self, local: NDArray[Any], context: NDArray[np.float32] | None) -> Tensor:
+        """Local logits (B, classes, S, S) float32 of padded, unscaled windows (B, C, S, S).
+
+        Bytes and 16-bit integers are scaled on the device. The caller owns the result and looks for values that are
+        not finite: to look here would wait for the device.
+        """
+        with self._lock, torch.inference_mode(), self.autocast(), self._clock:
+            output = self._forward(self._scaled(local), None if context is None else self._scaled(context), False)
+            return output.logits[: len(local)].float().contiguous()
+
+    def check(self, total: Tensor) -> None:
+        """Raise `RunError` when `total`, a sum over logits, is not finite; this waits for the device."""
+        if not torch.isfinite(total):
+            raise RunError(f"the model gave values that are not finite in {self.precision}: try --precision fp32")
+
+    def _scaled(self, windows: NDArray[Any]) -> Tensor:
         missing = self.batch_size - len(windows)
         if missing > 0:
             windows = np.concatenate([windows, np.repeat(windows[-1:], missing, axis=0)])
-        return (torch.from_numpy(windows).to(self.device) - self._mean) * self._scale
+        raw = self._moved(torch.from_numpy(windows))
+        # Not in place on what the reader still shares between windows; in place on what is ours.
+        scaled = raw - self._mean if raw.dtype == torch.float32 else raw.to(torch.float32).sub_(self._mean)
+        scaled.mul_(self._scale)
+        return scaled if self._layout is None else scaled.contiguous(memory_format=self._layout)
 
-    def _autocast(self) -> Any:
+    def _moved(self, windows: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return windows.to(self.device)
+        pinned = torch.empty(windows.shape, dtype=windows.dtype, pin_memory=True).copy_(windows)
+        return pinned.to(self.device, non_blocking=True)  # the allocator keeps it until the copy is done
+
+    def autocast(self) -> Any:
+        """The context in which the model runs in this precision."""
         dtype = _DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+
+class _Clock:
+    """Sums the time spent inside its `with` block; on a GPU by events, which cost no waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds = 0.0
+        self._started = 0.0
+        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @property
+    def seconds(self) -> float:
+        """The sum so far; on a GPU this waits for what was started."""
+        self._collect(wait=True)
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, value: float) -> None:
+        self._collect(wait=True)
+        self._seconds = value
+
+    def __enter__(self) -> None:
+        if self.device.type == "cuda":
+            self._collect(wait=False)
+            self._spans.append((_event(), _event()))
+            self._spans[-1][0].record(torch.cuda.current_stream(self.device))
+        self._started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.device.type == "cuda":
+            self._spans[-1][1].record(torch.cuda.current_stream(self.device))
+        else:
+            self._seconds += time.perf_counter() - self._started
+
+    def _collect(self, wait: bool) -> None:
+        while self._spans and (wait or self._spans[0][1].query()):
+            start, end = self._spans.pop(0)
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)

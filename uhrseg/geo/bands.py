@@ -7,6 +7,7 @@ function of place alone. The mean is taken over a square of half side ``radius_m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,24 @@ class Derived:
                 array[channel] = value - local_mean(raw[source][near], seen[near], radii)
         array *= valid  # invalid pixels are 0, whatever their mean
         return array, valid
+
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether every channel is a band of the scene as it is."""
+        return self._halo == (0, 0)
+
+    def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As `read`; but bytes and 16-bit integers stay what they are where nothing is derived from them.
+
+        Invalid pixels hold anything then.
+        """
+        native = getattr(self.scene, "read_native", None)
+        if native is None or not self.is_raw:
+            return self.read(geobox)
+        raw, valid = native(geobox)
+        straight = self._sources == list(range(len(raw)))
+        return raw if straight else raw[self._sources], valid
 
 
 def _radius_pixels(geobox: GeoBox, spec: BandSpec) -> tuple[int, int]:

@@ -187,7 +187,7 @@ def overlap_pixels(size: int, overlap: float, factor: int | None) -> int:
     """
     if not 0 <= overlap <= 0.5:
         raise InputError(f"overlap is {overlap:g}, but it is a share of the window between 0 and 0.5")
-    pixels = round(size * overlap)
+    pixels = min(round(size * overlap), size // 2)  # three windows never meet in a pixel of a row
     if factor is None:
         return pixels
     if (factor - 1) * size % (2 * factor) or size % factor:

@@ -33,6 +33,8 @@ __all__ = ["GSD_RANGE", "Readable", "Scene", "gdal_settings", "ground_sampling_d
 GSD_RANGE = (0.8, 1.25)
 """A scene's ground sampling distance may be this many times a model's."""
 
+_NATIVE = ("uint8", "uint16", "float32")  # what a device can take as it is
+
 _OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
 
 
@@ -69,6 +71,7 @@ class _File:
     masked: bool  # whether GDAL has a mask for any of the bands
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
+    plain_nodata: int | None  # the one integer that means nodata, when GDAL's mask is nothing else
 
 
 class Scene:
@@ -122,7 +125,10 @@ class Scene:
         assert first is not None, "resolve_sources returns at least one path"
         geobox, places = _union([one.geobox for one in opened])
         files = tuple(
-            _File(o.path, row, col, o.geobox.shape[0], o.geobox.shape[1], o.bidx, nodata, o.masked, o.scales, o.offsets)
+            _File(
+                o.path, row, col, o.geobox.shape[0], o.geobox.shape[1], o.bidx, nodata, o.masked, o.scales, o.offsets,
+                o.plain_nodata,
+            )  # fmt: skip
             for o, (row, col) in zip(opened, places, strict=True)
         )
         return cls(files, geobox, first.bands, first.block, first.dtype)
@@ -157,17 +163,50 @@ class Scene:
             valid[target] |= good
         return array, valid
 
-    def _read_file(self, file: _File, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As `read`, but bytes, 16-bit integers and floats come as read, without a copy, when one file holds the box.
+
+        Invalid pixels may then hold anything. Otherwise it is `read`.
+        """
+        file = self._only_file(geobox) if self.dtype in _NATIVE else None
+        if file is None:
+            return self.read(geobox)
+        row, col = pixel_offset(self.geobox, geobox)
+        values, good = self._read_values(
+            file, Window(col - file.col, row - file.row, geobox.shape[1], geobox.shape[0])
+        )
+        if values.dtype.kind == "f":
+            good &= np.isfinite(values).all(axis=0)
+        return values, good
+
+    def _only_file(self, geobox: GeoBox) -> _File | None:
+        """The first file, if the whole box lies in it and its values need no scaling."""
+        file = self.files[0]
+        row, col = pixel_offset(self.geobox, geobox)
+        row, col = row - file.row, col - file.col
+        inside = row >= 0 and col >= 0 and row + geobox.shape[0] <= file.height and col + geobox.shape[1] <= file.width
+        plain = all(s == 1 for s in file.scales) and all(o == 0 for o in file.offsets)
+        return file if len(self.files) == 1 and inside and plain else None
+
+    def _read_values(self, file: _File, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (C, Y, X) as the file holds them, and valid (Y, X)."""
         dataset = self._handle(file.path)
         try:
             values = dataset.read(file.bidx, window=window)  # (C, Y, X)
-            good = np.ones(values.shape[1:], dtype=np.bool_)
             if file.nodata is not None:
-                good &= (values != file.nodata).all(axis=0)
-            elif file.masked:
-                good &= dataset.read_masks(file.bidx, window=window).all(axis=0)
+                good = (values != file.nodata).all(axis=0)
+            elif not file.masked:
+                good = np.ones(values.shape[1:], dtype=np.bool_)
+            elif values.dtype.kind in "ui" and file.plain_nodata is not None:  # what GDAL would do, much faster
+                good = (values != values.dtype.type(file.plain_nodata)).all(axis=0)
+            else:
+                good = dataset.read_masks(file.bidx, window=window).all(axis=0)
         except RasterioError as error:
             raise RunError(f"{file.path} cannot be read at {window}: {error}") from error
+        return values, good
+
+    def _read_file(self, file: _File, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        values, good = self._read_values(file, window)
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = values.astype(np.float32, copy=False)
             if any(s != 1 for s in file.scales) or any(o != 0 for o in file.offsets):

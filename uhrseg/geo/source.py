@@ -37,6 +37,7 @@ class SourceFile:
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     block: tuple[int, int]
+    plain_nodata: int | None
 
 
 def resolve_sources(sources: str | Path | Sequence[str | Path]) -> list[str]:
@@ -90,7 +91,20 @@ def examine(path: str, bidx: Sequence[int] | None, nodata: float | None) -> Sour
             scales=tuple(dataset.scales[b] for b in picked),
             offsets=tuple(dataset.offsets[b] for b in picked),
             block=dataset.block_shapes[picked[0]],
+            plain_nodata=_plain_nodata(dataset, picked),
         )
+
+
+def _plain_nodata(dataset: rasterio.DatasetReader, picked: list[int]) -> int | None:
+    """The integer that alone decides what is valid, or None: other bands, masks or alpha have a say, or a fraction."""
+    values = {dataset.nodatavals[b] for b in picked}
+    if len(values) > 1 or any(dataset.mask_flag_enums[b] != [MaskFlags.nodata] for b in picked):
+        return None
+    (value,) = values
+    kinds = {np.dtype(dataset.dtypes[b]) for b in picked}
+    if value is None or not float(value).is_integer() or any(k.kind not in "ui" for k in kinds):
+        return None
+    return int(value) if all(np.iinfo(k).min <= value <= np.iinfo(k).max for k in kinds) else None
 
 
 def _choose_bands(dataset: rasterio.DatasetReader, path: str, bidx: Sequence[int] | None) -> tuple[int, ...]:
