@@ -56,24 +56,23 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Padded pixels under some neighbouring windows of one row: each window is a slice of them."""
-
-    row: int
-    cols: range
-    local: NDArray[Any]  # (C, S, X); the source's bytes or 16-bit integers where nothing was padded, else float32
-    context: NDArray[np.float32] | None  # (C, S, cells)
-    valid: NDArray[np.bool_]  # (S, X)
-
-
-@dataclass(frozen=True)
 class _Window:
-    """One window pair at a lattice position: views of its row's pixels."""
+    """One window pair at a lattice position: padded views of its run's pixels."""
 
     row: int
     col: int
-    local: NDArray[Any]  # (C, S, S)
+    local: NDArray[Any]  # (C, S, S); bytes or 16-bit integers where the source is and nothing is padded, else float32
     context: NDArray[np.float32] | None  # (C, S, S)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Some neighbouring windows of one row, those with a valid pixel, and what is valid under all of them (S, X)."""
+
+    row: int
+    cols: range
+    windows: list[_Window]
+    valid: NDArray[np.bool_]
 
 
 class _Reader:
@@ -100,7 +99,8 @@ class _Reader:
                 if following is not None:
                     ahead = thread.submit(self._read, *following)
                 self._remember(run)
-                yield from self._cut(run)
+                self.skipped += len(run.cols) - len(run.windows)
+                yield from run.windows
 
     def valid(self, row: int, rows: slice) -> NDArray[np.bool_]:
         """Validity of the chunk's pixels in `rows`, which lie under window row `row`; asked once per row."""
@@ -122,15 +122,31 @@ class _Reader:
         local, valid = job.derived.read_native(
             shifted(plan.geobox, plan.start(row), plan.start(cols[0]), (size, across + size))
         )
-        if not valid.all():
-            local = fill(local.astype(np.float32, copy=False), valid, job.coarse.padding)
         context = None
         if plan.factor is not None and valid.any():
             corner = plan.context_start(row), plan.context_start(cols[0])
             cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
             context = fill(*job.coarse.read(cells), job.coarse.padding)
+        run = _Run(row, cols, list(self._cut(row, cols, local, context, valid)), valid)
         self.seconds += time.perf_counter() - started
-        return _Run(row, cols, local, context, valid)
+        return run
+
+    def _cut(
+        self, row: int, cols: range, local: NDArray[Any], context: NDArray[np.float32] | None, valid: NDArray[np.bool_]
+    ) -> Iterator[_Window]:
+        plan, size = self.job.plan, self.job.plan.size
+        for col in cols:
+            left = plan.start(col) - plan.start(cols[0])
+            inside = np.s_[left : left + size]
+            good, pixels = valid[:, inside], local[:, :, inside]
+            if not good.any():
+                continue
+            if not good.all():  # floats are padded in place: what is invalid for one window is so for its neighbours
+                pixels = fill(pixels.astype(np.float32, copy=False), good, self.job.coarse.padding)
+            cells = None
+            if plan.factor is not None and context is not None:
+                cells = context[:, :, left // plan.factor :][:, :, :size]
+            yield _Window(row, col, pixels, cells)
 
     def _remember(self, run: _Run) -> None:
         if not run.valid.any():  # rows of nodata take no memory
@@ -140,18 +156,6 @@ class _Reader:
         left = self.job.plan.start(run.cols[0]) - self.chunk.cols.start
         low, high = max(left, 0), min(left + run.valid.shape[1], self.chunk.shape[1])
         self._valid[run.row][:, low:high] = run.valid[:, low - left : high - left]
-
-    def _cut(self, run: _Run) -> Iterator[_Window]:
-        plan, size = self.job.plan, self.job.plan.size
-        for col in run.cols:
-            left = plan.start(col) - plan.start(run.cols[0])
-            if not run.valid[:, left : left + size].any():
-                self.skipped += 1
-                continue
-            context = None
-            if plan.factor is not None and run.context is not None:
-                context = run.context[:, :, left // plan.factor :][:, :, :size]
-            yield _Window(run.row, col, run.local[:, :, left : left + size], context)
 
 
 def run_chunk(

@@ -16,7 +16,7 @@ from odc.geo.geobox import GeoBox
 from uhrseg.card import BandSpec
 from uhrseg.errors import InputError
 from uhrseg.geo.plan import pixel_offset, shifted
-from uhrseg.geo.scene import Readable, ground_sampling_distance
+from uhrseg.geo.scene import Readable, Scene, ground_sampling_distance
 
 __all__ = ["Derived", "fill", "local_mean"]
 
@@ -82,10 +82,9 @@ class Derived:
 
         Invalid pixels hold anything then.
         """
-        native = getattr(self.scene, "read_native", None)
-        if native is None or not self.is_raw:
+        if not isinstance(self.scene, Scene) or not self.is_raw:
             return self.read(geobox)
-        raw, valid = native(geobox)
+        raw, valid = self.scene.read_native(geobox)
         straight = self._sources == list(range(len(raw)))
         return raw if straight else raw[self._sources], valid
 

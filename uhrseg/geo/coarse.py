@@ -31,6 +31,7 @@ __all__ = ["Coarse", "block_means", "build_coarse"]
 _IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
 _BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
 _CELL_BYTES = 4
+_SAMPLED_BLOCKS = 12  # of about 1 Mpx, for the mean alone
 
 
 class Coarse:
@@ -127,9 +128,15 @@ class _Sums:
 
 
 def _scene_mean(derived: Derived) -> NDArray[np.float32]:
+    """Mean of the scene; of a large one, of blocks spread over it: a second reading costs more than it tells."""
     sums = _Sums(len(derived.bands))
-    for _, box in _blocks(derived, 1):
-        sums.add(*derived.read(box))
+    boxes = [box for _, box in _blocks(derived, 1)]
+    chosen = np.unique(np.linspace(0, len(boxes) - 1, _SAMPLED_BLOCKS).round().astype(int))
+    for i in chosen:
+        sums.add(*derived.read(boxes[i]))
+    if sums.count == 0:  # nothing but nodata there: read the rest
+        for i in np.setdiff1d(np.arange(len(boxes)), chosen):
+            sums.add(*derived.read(boxes[i]))
     return sums.padding(derived)
 
 

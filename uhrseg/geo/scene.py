@@ -33,7 +33,8 @@ __all__ = ["GSD_RANGE", "Readable", "Scene", "gdal_settings", "ground_sampling_d
 GSD_RANGE = (0.8, 1.25)
 """A scene's ground sampling distance may be this many times a model's."""
 
-_NATIVE = ("uint8", "uint16", "float32")  # what a device can take as it is
+_NATIVE = ("uint8", "uint16", "float32")
+"""Types of values that a device takes as they are."""
 
 _OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
 
@@ -145,9 +146,18 @@ class Scene:
 
     def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Pixels of `geobox`; see `Readable`. Raises `RunError` naming the file when GDAL cannot read it."""
+        values, valid = self.read_native(geobox)
+        array = values.astype(np.float32, copy=False)
+        if not valid.all():
+            np.copyto(array, 0, where=~valid)
+        return array, valid
+
+    def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """As `read`, but bytes and 16-bit integers come as they are; invalid pixels may hold anything."""
         row, col = pixel_offset(self.geobox, geobox)
         height, width = geobox.shape
-        array = np.zeros((len(self.bands), height, width), dtype=np.float32)  # (C, Y, X)
+        kind = np.dtype(self.dtype if self.dtype in _NATIVE and self._plain else "float32")
+        array = np.zeros((len(self.bands), height, width), dtype=kind)  # (C, Y, X)
         valid = np.zeros((height, width), dtype=np.bool_)  # (Y, X)
         for file in self.files:
             rows = _overlap(row, height, file.row, file.height)
@@ -155,65 +165,54 @@ class Scene:
             if rows is None or cols is None:
                 continue
             target = np.s_[rows[0] : rows[0] + rows[2], cols[0] : cols[0] + cols[2]]
-            if valid[target].all():
+            before = valid[target]
+            if before.all():
                 continue
             values, good = self._read_file(file, Window(cols[1], rows[1], cols[2], rows[2]))
-            good &= ~valid[target]
-            np.copyto(array[(slice(None), *target)], values, where=good)
-            valid[target] |= good
+            if values.shape == array.shape and values.dtype == kind and len(self.files) == 1:
+                return values, good  # one file holds the whole box
+            if before.any():
+                good &= ~before
+                np.copyto(array[(slice(None), *target)], values, where=good)
+            else:
+                array[(slice(None), *target)] = values
+            before |= good
         return array, valid
 
-    def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """As `read`, but bytes, 16-bit integers and floats come as read, without a copy, when one file holds the box.
+    @property
+    def _plain(self) -> bool:
+        """Whether the values are used as they are, without scale and offset."""
+        return all(s == 1 for f in self.files for s in f.scales) and all(o == 0 for f in self.files for o in f.offsets)
 
-        Invalid pixels may then hold anything. Otherwise it is `read`.
-        """
-        file = self._only_file(geobox) if self.dtype in _NATIVE else None
-        if file is None:
-            return self.read(geobox)
-        row, col = pixel_offset(self.geobox, geobox)
-        values, good = self._read_values(
-            file, Window(col - file.col, row - file.row, geobox.shape[1], geobox.shape[0])
-        )
-        if values.dtype.kind == "f":
-            good &= np.isfinite(values).all(axis=0)
-        return values, good
-
-    def _only_file(self, geobox: GeoBox) -> _File | None:
-        """The first file, if the whole box lies in it and its values need no scaling."""
-        file = self.files[0]
-        row, col = pixel_offset(self.geobox, geobox)
-        row, col = row - file.row, col - file.col
-        inside = row >= 0 and col >= 0 and row + geobox.shape[0] <= file.height and col + geobox.shape[1] <= file.width
-        plain = all(s == 1 for s in file.scales) and all(o == 0 for o in file.offsets)
-        return file if len(self.files) == 1 and inside and plain else None
-
-    def _read_values(self, file: _File, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (C, Y, X) as the file holds them, and valid (Y, X)."""
+    def _read_file(self, file: _File, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (C, Y, X) of a window, scaled if the file says so, and valid (Y, X)."""
         dataset = self._handle(file.path)
         try:
             values = dataset.read(file.bidx, window=window)  # (C, Y, X)
-            if file.nodata is not None:
-                good = (values != file.nodata).all(axis=0)
-            elif not file.masked:
-                good = np.ones(values.shape[1:], dtype=np.bool_)
-            elif values.dtype.kind in "ui" and file.plain_nodata is not None:  # what GDAL would do, much faster
-                good = (values != values.dtype.type(file.plain_nodata)).all(axis=0)
-            else:
-                good = dataset.read_masks(file.bidx, window=window).all(axis=0)
+            good = self._good(file, window, values, dataset)
         except RasterioError as error:
             raise RunError(f"{file.path} cannot be read at {window}: {error}") from error
+        is_float = values.dtype.kind == "f"
+        if self.dtype not in _NATIVE or not self._plain:
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float32, copy=False)
+                if not self._plain:
+                    values = values * _column(file.scales) + _column(file.offsets)
+        if is_float:
+            good &= np.isfinite(values).all(axis=0)
         return values, good
 
-    def _read_file(self, file: _File, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        values, good = self._read_values(file, window)
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = values.astype(np.float32, copy=False)
-            if any(s != 1 for s in file.scales) or any(o != 0 for o in file.offsets):
-                scaled = scaled * _column(file.scales) + _column(file.offsets)
-        if values.dtype.kind == "f":
-            good &= np.isfinite(scaled).all(axis=0)
-        return scaled, good
+    def _good(
+        self, file: _File, window: Window, values: NDArray[Any], dataset: rasterio.DatasetReader
+    ) -> NDArray[np.bool_]:
+        """Where the file has data (Y, X), by the user's nodata value, else by GDAL's rules."""
+        if file.nodata is not None:
+            return (values != file.nodata).all(axis=0)
+        if not file.masked:
+            return np.ones(values.shape[1:], dtype=np.bool_)
+        if file.plain_nodata is not None:  # what GDAL's mask says, ten times faster
+            return (values != values.dtype.type(file.plain_nodata)).all(axis=0)
+        return dataset.read_masks(file.bidx, window=window).all(axis=0)
 
     def _handle(self, path: str) -> rasterio.DatasetReader:
         handles = self._handles.__dict__.setdefault("files", OrderedDict())
