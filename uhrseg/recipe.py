@@ -73,6 +73,7 @@ class ModelTable(_Table):
     )
     pretrained: bool | str = Field(False, description="true: timm's weights of the trunk; a path: weights from there.")
     embed_dim: int | None = Field(None, gt=0, description="Channels of the first stage.")
+    depth: int | None = Field(None, gt=0, description="Blocks of a plain ViT (paper, Table 7: 6 instead of 12).")
     depths: tuple[int, ...] | None = Field(None, description="Blocks per stage.")
     heads: tuple[int, ...] | int | None = Field(None, description="Attention heads, per stage for hierarchical trunks.")
     window: int | None = Field(None, gt=0, description="Side of an attention window, in tokens.")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from uhrseg.benchmark.context import STRATEGIES
 from uhrseg.benchmark.provenance import fingerprint, provenance, recipe_hash
 from uhrseg.benchmark.rows import Results, Row
-from uhrseg.benchmark.run import run_suites, write_report
+from uhrseg.benchmark.run import OnData, run_suites, write_report
 from uhrseg.benchmark.tables import suite_table
 from uhrseg.errors import InputError
 from uhrseg.recipe import Recipe
@@ -72,6 +73,18 @@ def test_an_unknown_suite_is_named_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean simulated"):
         run_suites(["simulatd"], tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_the_context_suite_trains_scores_and_goes_on(tmp_path: Path) -> None:
+    options = OnData(seeds=(1,), tables=("mark",))
+    rows = run_suites(["context"], tmp_path, quick=True, on_data=options).rows
+    assert {row.name for row in rows} == set(STRATEGIES)
+    assert all(row.metrics["mIoU"] is not None and row.provenance.recipe_sha256 for row in rows)
+    again: list[Row] = []
+    run_suites(["context"], tmp_path, quick=True, on_data=options, on_row=again.append)
+    assert again == []  # what is in the results is not run again
+    with pytest.raises(InputError, match="no cue"):
+        run_suites(["context"], tmp_path, on_data=OnData(tables=("marks",)))
 
 
 def test_text_is_escaped(tmp_path: Path) -> None:

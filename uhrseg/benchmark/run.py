@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uhrseg.benchmark.context import FULL, QUICK, STRATEGIES, context
 from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.simulated import simulated
 from uhrseg.benchmark.tables import suite_notes, suite_table
 from uhrseg.benchmark.trials import DATASETS
+from uhrseg.data.simulate import CUES
 from uhrseg.errors import InputError
 from uhrseg.recipe import Recipe
 from uhrseg.report.page import Section, write_page
@@ -69,7 +71,7 @@ def run_suites(
     quick: small runs that show that everything works, no numbers to quote.
     Raises `InputError` for an unknown suite.
     """
-    known = [*SUITES, *DATASETS]
+    known = [*SUITES, "context", *DATASETS]
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -77,12 +79,27 @@ def run_suites(
             raise InputError(f"no suite is called {name!r}: {advice}")
     results = Results(folder)
     for name in names or SUITES:
-        rows = SUITES[name](quick) if name in SUITES else (on_data or OnData()).rows(name, results, quick)
-        for row in rows:
+        for row in _rows(name, results, quick, on_data or OnData()):
             results.add(row)
             on_row(row)
     write_report(results)
     return results
+
+
+def _rows(name: str, results: Results, quick: bool, on_data: OnData) -> Iterator[Row]:
+    if name in SUITES:
+        return SUITES[name](quick)
+    if name == "context":
+        return context(_cues(on_data.tables), list(STRATEGIES), on_data.seeds, results, QUICK if quick else FULL)
+    return on_data.rows(name, results, quick)
+
+
+def _cues(wanted: Sequence[str]) -> list[str]:
+    """The cues asked for with --table; all without."""
+    for cue in wanted:
+        if cue not in CUES:
+            raise InputError(f"--table {cue!r} is no cue of the context suite: choose from {', '.join(CUES)}")
+    return list(wanted or CUES)
 
 
 def write_report(results: Results) -> Path:
