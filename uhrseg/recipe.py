@@ -19,7 +19,7 @@ from uhrseg.card import BandSpec, ClassSpec, WindowSpec, explain
 from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
 
-__all__ = ["DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable", "WindowTable"]
+__all__ = ["BlocksTable", "DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable", "WindowTable"]
 
 SINGLE_SCALE = ("single", "registers")
 """Strategies whose model sees no context window."""
@@ -27,6 +27,17 @@ SINGLE_SCALE = ("single", "registers")
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class BlocksTable(_Table):
+    """Validation blocks cut out of the training rasters, where there are no rasters to spare (``data.val`` empty)."""
+
+    size_m: float = Field(gt=0, description="Side of a block in metres (in pixels where a raster has no CRS).")
+    buffer_m: float = Field(
+        0.0, ge=0, description="Strip around validation blocks that is neither trained nor scored; up to half a block."
+    )
+    val_share: float = Field(0.2, gt=0, lt=1, description="Share of the labels, and of each class, held out.")
+    seed: int = Field(0, ge=0, description="Chooses the blocks; not the run's seed, so that runs are comparable.")
 
 
 class DataTable(_Table):
@@ -41,6 +52,17 @@ class DataTable(_Table):
         "'{name}' the same without what follows its last underscore; a raster of class ids or a vector file."
     )
     label_column: str | None = Field(None, description="Vector labels: the column with the class id or name.")
+    label_class: str | None = Field(
+        None, description="Vector labels without a column: the name of the class that every polygon is."
+    )
+    label_values: dict[str, str] = Field(
+        default_factory=dict,
+        description="Vector labels: class name of each value of the column that is no class name; 'ignore': no label.",
+    )
+    aoi: str | None = Field(
+        None, description="Vector file of the labelled area, found like labels; outside is neither trained nor scored."
+    )
+    blocks: BlocksTable | None = Field(None, description="How to hold out blocks for validation when val is empty.")
     gsd_m: float | None = Field(None, gt=0, description="Ground sampling distance of the rasters in metres.")
     band: tuple[BandSpec, ...] = Field(min_length=1, description="The input channels, in order.")
     class_: tuple[ClassSpec, ...] = Field(alias="class", min_length=2, description="The classes, ids 0, 1, 2, ...")
@@ -54,7 +76,25 @@ class DataTable(_Table):
 
     @model_validator(mode="after")
     def _legend_is_sound(self) -> DataTable:
-        _ = self.legend
+        names = self.legend.names
+        for name in [*filter(None, [self.label_class]), *(v for v in self.label_values.values() if v != "ignore")]:
+            if name not in names:
+                raise ValueError(f"no class is called {name!r}: the classes are {', '.join(names)}")
+        if self.label_class and (self.label_column or self.label_values):
+            raise ValueError("label_class makes every polygon one class: give it or a label_column, not both")
+        return self
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is anything to validate on: rasters, or blocks of the training rasters."""
+        return bool(self.val) or self.blocks is not None
+
+    @model_validator(mode="after")
+    def _one_split(self) -> DataTable:
+        if self.val and self.blocks:
+            raise ValueError("val names rasters and blocks cuts some from the others: give one of the two")
+        if self.blocks and self.blocks.buffer_m > self.blocks.size_m / 2:
+            raise ValueError("blocks.buffer_m is more than half of blocks.size_m: choose larger blocks")
         return self
 
 
@@ -177,8 +217,8 @@ class Recipe(_Table):
         weights = self.loss.class_weights
         if weights is not None and len(weights) != len(self.data.class_):
             raise ValueError(f"loss.class_weights has {len(weights)} values for {len(self.data.class_)} classes")
-        if self.train.schedule == "plateau" and not self.data.val:
-            raise ValueError("train.schedule = 'plateau' needs rasters in data.val: name some or use 'cosine'")
+        if self.train.schedule == "plateau" and not self.data.validates:
+            raise ValueError("train.schedule = 'plateau' needs rasters in data.val, or data.blocks, or use 'cosine'")
         return self
 
     @property

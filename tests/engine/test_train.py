@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.synthetic import discs, recipe_for, write_discs
+from uhrseg.data.scenes import labels_on
+from uhrseg.data.split import split_rasters
 from uhrseg.engine.checkpoint import CHECKPOINT
 from uhrseg.engine.predict import load_model, predict_labels
 from uhrseg.engine.runlog import RunLog
 from uhrseg.engine.score import Confusion
 from uhrseg.engine.train import train
 from uhrseg.errors import InputError, RunError
+from uhrseg.geo.scene import Scene
 from uhrseg.recipe import Recipe
 
 VALIDATED = ('data.train=["a_dtm.tif"]', 'data.val=["b_dtm.tif"]')
@@ -197,3 +200,20 @@ def test_a_recipe_that_does_not_fit_its_data_leaves_the_folder_free(root: Path, 
 def test_an_overlap_off_the_coarse_grid_is_refused_before_training(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nearest that works"):
         train(recipe_for(root, "window.overlap=0.15"), tmp_path / "run")
+
+
+def test_blocks_of_one_raster_validate_a_run_where_it_was_not_trained(root: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(
+        root, 'data.train=["a_dtm.tif"]', "data.blocks.size_m=32", "data.blocks.buffer_m=4", "train.val_every=1",
+        "train.schedule=plateau",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    module, card = load_model(train(recipe, run))
+    val = split_rasters(recipe.data)[1][0]
+    confusion = Confusion(3)
+    labels = labels_on(val, Scene.open(val.raster).geobox, recipe.data)
+    confusion.update(labels, predict_labels(val.raster, module, card, precision="fp32"))
+    scores = confusion.scores(card.legend)
+    assert 0 < (labels != 255).mean() < 0.5
+    assert card.training["validation"]["miou"] == pytest.approx(scores["miou"])
+    assert (run / "blocks.geojson").is_file()

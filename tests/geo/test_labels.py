@@ -184,7 +184,7 @@ SQUARE = shapely.box(500000, 4999990, 500010, 5000000)
     ("shape", "crs", "columns", "column", "message"),
     [
         (SQUARE, UTM, {"class_id": [3]}, None, "holds the value 3"),
-        (SQUARE, UTM, {"class": ["hut"]}, None, "class 'hut', but the legend has background, mound, pit"),
+        (SQUARE, UTM, {"class": ["hut"]}, None, "class holds 'hut', but the legend has background, mound, pit"),
         (SQUARE, UTM, {"class": [None]}, None, "without a class"),
         (SQUARE, UTM, {"kind": [1]}, None, "no column class_id or class: .* of kind"),
         (SQUARE, UTM, {"class_id": [1]}, "kind", "no column kind"),

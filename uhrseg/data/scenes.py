@@ -19,8 +19,8 @@ from uhrseg.data.datasets import LabelledRaster
 from uhrseg.errors import InputError
 from uhrseg.geo.bands import Derived, fill
 from uhrseg.geo.coarse import build_coarse
-from uhrseg.geo.labels import read_labels
-from uhrseg.geo.plan import shifted
+from uhrseg.geo.labels import read_area, read_labels
+from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.scene import Readable, Scene, gsd_fits
 from uhrseg.recipe import DataTable
 
@@ -97,7 +97,7 @@ class LabelFile:
     def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.uint8]:
         """See `Windows`."""
         box = shifted(self.geobox, row, col, (height, width))
-        return labels_on(self.source, box, self.data)[None]
+        return labels_on(self.source, box, self.data, self.geobox)[None]
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,21 @@ def _check_gsd(scene: Scene, expected: float | None) -> None:
         )
 
 
-def labels_on(source: LabelledRaster, geobox: GeoBox, data: DataTable) -> NDArray[np.uint8]:
-    """Reference labels (Y, X) uint8 of a raster on `geobox`."""
-    return read_labels(source.labels, geobox, data.legend, column=data.label_column)
+def labels_on(
+    source: LabelledRaster, geobox: GeoBox, data: DataTable, origin: GeoBox | None = None
+) -> NDArray[np.uint8]:
+    """Reference labels (Y, X) uint8 of a raster on `geobox`; ignored outside its AOI and its split's blocks.
+
+    `origin`: the raster's own grid, needed for blocks; None when `geobox` is that grid.
+    """
+    every, values = data.label_class, data.label_values
+    labels = read_labels(source.labels, geobox, data.legend, data.label_column, values, every)
+    if source.aoi is not None:
+        labels[~read_area(source.aoi, geobox)] = data.ignore
+    if source.blocks is not None:
+        row, col = (0, 0) if origin is None else pixel_offset(origin, geobox)
+        labels[~source.blocks.counts(row, col, *geobox.shape)] = data.ignore
+    return labels
 
 
 def _class_pixels(scene: TrainingScene, data: DataTable) -> dict[int, NDArray[np.int64]]:

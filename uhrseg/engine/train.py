@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 from uhrseg import models
 from uhrseg.card import ModelCard
 from uhrseg.data.chips import Chip, Chips
-from uhrseg.data.datasets import LabelledRaster, find_rasters
+from uhrseg.data.datasets import LabelledRaster
 from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import band_statistics, class_shares, load_scenes
+from uhrseg.data.split import split_rasters, write_blocks
 from uhrseg.engine import schedule
 from uhrseg.engine.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
 from uhrseg.engine.device import resolve_device, resolve_precision
@@ -61,8 +62,7 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
     run_dir = Path(run_dir)
     _check_folder(recipe, run_dir, resume)
     with tempfile.TemporaryDirectory(prefix="uhrseg-train-") as scratch:
-        rasters = find_rasters(recipe.data, "train")
-        val = find_rasters(recipe.data, "val") if recipe.data.val else []
+        rasters, val = split_rasters(recipe.data)
         scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch))
         mean, std = band_statistics(scenes)
         chips = Chips(
@@ -78,6 +78,8 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
         if fabric.is_global_zero:
             (run_dir / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
             recipe.write(run_dir / "recipe.toml")
+            if recipe.data.blocks:
+                write_blocks(rasters, run_dir / "blocks.geojson")
         card = model_card(recipe, mean, std)
         _fit(fabric, recipe, state, chips, card, val, run_dir)
     if fabric.is_global_zero:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -12,18 +14,22 @@ import shapely
 from numpy.typing import NDArray
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioError
 from rasterio.features import rasterize
 from rasterio.windows import Window
 
-from uhrseg.errors import InputError
+from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import pixel_offset
 from uhrseg.geo.source import open_dataset
 from uhrseg.legend import Legend
 
-__all__ = ["VECTOR_SUFFIXES", "geometry_layer", "read_labels"]
+__all__ = ["IGNORED", "VECTOR_SUFFIXES", "crs_name", "geometry_layer", "layer_facts", "read_area", "read_labels"]
 
 VECTOR_SUFFIXES = (".gpkg", ".fgb", ".geojson", ".json", ".shp")
 """Files with these suffixes are vector labels, all others raster labels."""
+
+IGNORED = "ignore"
+"""Class name that an attribute value is mapped to when its polygons shall be neither trained on nor scored."""
 
 _COLUMNS = ("class_id", "class")
 """Where a class is looked for when no column is named."""
@@ -32,21 +38,42 @@ _SNAP = 6
 """Decimals of pixel coordinates kept, so that every window decides alike on edges through pixel centres."""
 
 
-def read_labels(source: str | Path, geobox: GeoBox, legend: Legend, column: str | None = None) -> NDArray[np.uint8]:
+def read_labels(
+    source: str | Path,
+    geobox: GeoBox,
+    legend: Legend,
+    column: str | None = None,
+    values: Mapping[str, str] | None = None,
+    every: str | None = None,
+) -> NDArray[np.uint8]:
     """Class ids (Y, X) uint8 on `geobox`, which may be any window of the labels' area or reach outside it.
 
     Raster labels lie on the same pixel lattice and in the same CRS; their nodata, masked and outside pixels become
     ``legend.ignore``. Vector labels are polygons in any CRS; `column` holds class ids or class names (default:
-    ``class_id``, else ``class``). A pixel takes the class of the polygon over its centre, of the last one (by
-    feature id) where several overlap, and ``legend.background`` (``legend.ignore`` without one) where none is.
+    ``class_id``, else ``class``), `values` gives the class names of attribute values that are neither ("ignore":
+    ``legend.ignore``), and with `every` no column is read: each polygon is of that class. A pixel takes the class of
+    the polygon over its centre, of the last one (by feature id) where several overlap, and ``legend.background``
+    (``legend.ignore`` without one) where none is.
     Only what lies under `geobox` is read. Raises `InputError` for labels that fit neither grid nor legend.
     """
     if not 0 <= legend.ignore <= 255:
         raise InputError(f"ignore = {legend.ignore} does not fit the 8 bits of labels: choose a value from 0 to 255")
     path = Path(source)
     if path.suffix.lower() in VECTOR_SUFFIXES:
-        return _read_vector(path, geobox, legend, column)
+        background = legend.ignore if legend.background is None else legend.background
+        if every is not None:
+            table = _polygons(path, geobox, [])
+            return _burn(table, np.full(len(table), legend.ids_of([every])[0], np.uint8), geobox, background)
+        column = _column(path, column)
+        table = _polygons(path, geobox, [column])
+        return _burn(table, _class_ids(path, column, table[column].to_numpy(), legend, values), geobox, background)
     return _read_raster(path, geobox, legend)
+
+
+def read_area(source: str | Path, geobox: GeoBox) -> NDArray[np.bool_]:
+    """Whether each pixel (Y, X) of `geobox` has its centre in a polygon of `source`, a vector file in any CRS."""
+    table = _polygons(Path(source), geobox, [])
+    return _burn(table, np.ones(len(table), np.uint8), geobox, 0).astype(np.bool_)
 
 
 def _read_raster(path: Path, geobox: GeoBox, legend: Legend) -> NDArray[np.uint8]:
@@ -69,7 +96,10 @@ def _read_raster(path: Path, geobox: GeoBox, legend: Legend) -> NDArray[np.uint8
         if not rows or not cols:
             return labels
         window = Window(cols.start, rows.start, len(cols), len(rows))
-        found = dataset.read(1, window=window, masked=True)
+        try:
+            found = dataset.read(1, window=window, masked=True)
+        except RasterioError as error:
+            raise RunError(f"{path} cannot be read, its file may be damaged: {error}") from error
     part = labels[rows.start - row : rows.stop - row, cols.start - col : cols.stop - col]
     known = ~np.ma.getmaskarray(found)
     _must_be_classes(path, np.unique(found.data[known]), legend)
@@ -85,7 +115,7 @@ def _inside(start: int, length: int, limit: int) -> range:
 def _must_share_grid(path: Path, grid: GeoBox, geobox: GeoBox) -> None:
     if grid.crs != geobox.crs:
         raise InputError(
-            f"{path} is in {_name(grid.crs)}, but the raster it labels is in {_name(geobox.crs)}: "
+            f"{path} is in {crs_name(grid.crs)}, but the raster it labels is in {crs_name(geobox.crs)}: "
             "warp it to the raster's grid (gdalwarp -t_srs ... -r near), or give vector labels"
         )
     try:
@@ -104,25 +134,39 @@ def _must_be_classes(path: Path, values: NDArray[np.generic], legend: Legend) ->
             )
 
 
-def _read_vector(path: Path, geobox: GeoBox, legend: Legend, column: str | None) -> NDArray[np.uint8]:
+def layer_facts(path: Path) -> dict[str, Any]:
+    """Facts of the one layer with geometries: ``layer``, ``fields``, ``features``, ``total_bounds``, ``crs``.
+
+    The CRS is a `pyproj.CRS` or None. Raises `InputError` for a file that cannot be opened or has no such layer.
+    """
+    layer = geometry_layer(path)
+    info = pyogrio.read_info(path, layer=layer, force_feature_count=True, force_total_bounds=True)
+    return info | {"layer": layer, "crs": None if info["crs"] is None else pyproj.CRS.from_user_input(info["crs"])}
+
+
+def _polygons(path: Path, geobox: GeoBox, columns: list[str]) -> geopandas.GeoDataFrame:
+    """The polygons around `geobox`, in the order of their feature ids."""
     layer = geometry_layer(path)
     info = pyogrio.read_info(path, layer=layer)
     crs = None if info["crs"] is None else pyproj.CRS.from_user_input(info["crs"])
     if (crs is None) != (geobox.crs is None):
         raise InputError(
-            f"{path} is in {_name(crs)}, but the raster it labels is in {_name(geobox.crs)}: "
+            f"{path} is in {crs_name(crs)}, but the raster it labels is in {crs_name(geobox.crs)}: "
             "give both their CRS (ogr2ogr -a_srs, gdal_edit -a_srs)"
         )
-    column = _column(path, list(info["fields"]), column)
-    table = pyogrio.read_dataframe(
-        path, layer=layer, columns=[column], bbox=_bounds(geobox, crs), fid_as_index=True
-    ).sort_index()  # a spatial index answers in an order of its own
+    try:
+        table = pyogrio.read_dataframe(path, layer=layer, columns=columns, bbox=_bounds(geobox, crs), fid_as_index=True)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError, shapely.errors.GEOSException) as error:
+        raise RunError(f"{path} cannot be read, its file may be damaged: {error}") from error
+    table = table.sort_index()  # a spatial index answers in an order of its own
     table = table[~(table.geometry.isna() | table.geometry.is_empty)]
     wrong = set(table.geom_type) - {"Polygon", "MultiPolygon"}
     if wrong:
-        raise InputError(f"{path} holds {', '.join(sorted(wrong))}, but labels are polygons: convert them first")
-    background = legend.ignore if legend.background is None else legend.background
-    return _burn(table, _class_ids(path, column, table[column].to_numpy(), legend), geobox, background)
+        raise InputError(
+            f"{path} holds {', '.join(sorted(wrong))}, but labels are polygons: convert them first "
+            "(in QGIS: Buffer, or Lines to polygons)"
+        )
+    return table
 
 
 def geometry_layer(path: Path) -> str:
@@ -136,13 +180,14 @@ def geometry_layer(path: Path) -> str:
     return str(layers[0])
 
 
-def _column(path: Path, fields: list[str], wanted: str | None) -> str:
+def _column(path: Path, wanted: str | None) -> str:
+    fields = list(pyogrio.read_info(path, layer=geometry_layer(path))["fields"])
     for column in _COLUMNS if wanted is None else (wanted,):
         if column in fields:
             return column
     raise InputError(
-        f"{path} has no column {wanted or ' or '.join(_COLUMNS)}: name the one that holds class ids or names, "
-        f"of {', '.join(fields) or 'none'}"
+        f"{path} has no column {wanted or ' or '.join(_COLUMNS)}: name the one that holds class ids or names "
+        f"(data.label_column), of {', '.join(fields) or 'none'}, or the class of every polygon (data.label_class)"
     )
 
 
@@ -156,18 +201,29 @@ def _bounds(geobox: GeoBox, crs: pyproj.CRS | None) -> tuple[float, float, float
     return pyproj.Transformer.from_crs(geobox.crs.proj, crs, always_xy=True).transform_bounds(*bounds)
 
 
-def _class_ids(path: Path, column: str, values: NDArray[np.generic], legend: Legend) -> NDArray[np.uint8]:
-    """Class ids (N,) of a column of ids or names."""
-    if any(value is None or value != value for value in values):  # NaN differs from itself
+def _class_ids(
+    path: Path, column: str, found: NDArray[np.generic], legend: Legend, values: Mapping[str, str] | None
+) -> NDArray[np.uint8]:
+    """Class ids (N,) of a column of ids, names or `values`."""
+    if any(value is None or value != value or value == "" for value in found):  # NaN differs from itself
         raise InputError(f"{path} has polygons without a {column}: fill that column")
-    if values.dtype.kind in "iuf":
-        _must_be_classes(path, np.unique(values), legend)
-        return values.astype(np.uint8)
-    known = {c.name: c.id for c in legend.classes}
-    unknown = sorted(set(map(str, values)) - known.keys())
+    if not values and found.dtype.kind in "iuf":
+        _must_be_classes(path, np.unique(found), legend)
+        return found.astype(np.uint8)
+    known = {IGNORED: legend.ignore} | {c.name: c.id for c in legend.classes}
+    texts = [_text(value) for value in found]
+    unknown = sorted(set(texts) - known.keys() - (values or {}).keys())
     if unknown:
-        raise InputError(f"{path} holds the class {unknown[0]!r}, but the legend has {', '.join(known)}")
-    return np.array([known[str(value)] for value in values], np.uint8)
+        raise InputError(
+            f"{path}: {column} holds {', '.join(map(repr, unknown[:5]))}, but the legend has "
+            f"{', '.join(legend.names)}: map it in data.label_values, or correct the labels"
+        )
+    return np.array([known[(values or {}).get(text, text)] for text in texts], np.uint8)
+
+
+def _text(value: object) -> str:
+    """An attribute value as it is written in a recipe: 3 and 3.0 are "3"."""
+    return f"{value:g}" if isinstance(value, (int, float, np.number)) else str(value)
 
 
 def _burn(
@@ -185,7 +241,7 @@ def _burn(
     return rasterize(zip(geometries, class_ids, strict=True), geobox.shape, fill=background, dtype="uint8")
 
 
-def _name(crs: CRS | pyproj.CRS | None) -> str:
+def crs_name(crs: CRS | pyproj.CRS | None) -> str:
     """A CRS in a few words."""
     if crs is None:
         return "no CRS"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from uhrseg.data.blocks import Blocks
 from uhrseg.errors import InputError
 from uhrseg.recipe import DataTable
 
@@ -17,10 +18,12 @@ Split = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class LabelledRaster:
-    """One raster and the file that labels it."""
+    """One raster, the file that labels it, and where its labels count: in `aoi` and in a part of its `blocks`."""
 
     raster: Path
     labels: Path
+    aoi: Path | None = None
+    blocks: Blocks | None = None
 
     @property
     def name(self) -> str:
@@ -41,7 +44,7 @@ def find(data: DataTable, split: Split) -> list[LabelledRaster]:
         both = set(rasters) & set(_matches(root, data.train, "train"))
         if both:
             raise InputError(f"{min(both)} is in data.train and in data.val: a raster belongs to one split")
-    return [LabelledRaster(raster, _labels_of(raster, data.labels)) for raster in rasters]
+    return [_labelled(raster, data) for raster in rasters]
 
 
 def _matches(root: Path, globs: Sequence[str], split: str) -> list[Path]:
@@ -54,12 +57,18 @@ def _matches(root: Path, globs: Sequence[str], split: str) -> list[Path]:
     return sorted(found)
 
 
-def _labels_of(raster: Path, pattern: str) -> Path:
+def _labelled(raster: Path, data: DataTable) -> LabelledRaster:
+    aoi = None if data.aoi is None else _beside(raster, data.aoi, "aoi")
+    return LabelledRaster(raster, _beside(raster, data.labels, "labels"), aoi)
+
+
+def _beside(raster: Path, pattern: str, key: str) -> Path:
+    """The file that ``data.KEY`` leads to from the folder of `raster`."""
     name = raster.stem.rpartition("_")[0] or raster.stem
     try:
         path = raster.parent / pattern.format(stem=raster.stem, name=name)
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"data.labels = {pattern!r} may hold {{stem}} and {{name}} only") from error
+        raise InputError(f"data.{key} = {pattern!r} may hold {{stem}} and {{name}} only") from error
     if not path.is_file():
-        raise InputError(f"{raster} has no labels: data.labels = {pattern!r} leads to {path}, which does not exist")
+        raise InputError(f"{raster} has no {key}: data.{key} = {pattern!r} leads to {path}, which does not exist")
     return path
