@@ -14,44 +14,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import rasterio
-import torch
-from rasterio.transform import from_origin
-from rasterio.windows import Window
 
-from uhrseg import models
-from uhrseg.card import ModelCard
+from uhrseg.benchmark.throughput import make_source, relay_model
 from uhrseg.engine.throughput import CONTENDERS, Cost, cheap_conv, measure
-
-TILE = 1024
-
-
-def make_source(path: Path, side: int, bands: int = 3) -> None:
-    """A raster of `side` x `side` bytes, deflate in tiles of 512, nodata 0: smooth ground with noise, no tile twice."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 12, (bands, TILE, TILE))
-    profile = {
-        "driver": "GTiff", "width": side, "height": side, "count": bands, "dtype": "uint8", "crs": "EPSG:32633",
-        "transform": from_origin(5e5, 5e6, 1, 1), "tiled": True, "blockxsize": 512, "blockysize": 512, "nodata": 0,
-        "compress": "deflate", "interleave": "pixel", "bigtiff": "if_safer",
-    }  # fmt: skip
-    with rasterio.open(path, "w", **profile) as out:
-        for row in range(0, side, TILE):
-            for col in range(0, side, TILE):
-                y, x = np.mgrid[row : min(row + TILE, side), col : min(col + TILE, side)]
-                waves = [np.sin(x / (60 + 9 * b)) + np.cos(y / (80 - 7 * b)) for b in range(bands)]
-                tile = np.stack([110 + 45 * w for w in waves]) + noise[:, : y.shape[0], : y.shape[1]]
-                out.write(tile.astype(np.uint8), window=Window(col, row, x.shape[1], x.shape[0]))
-
-
-def relay_model(trunk: str, bands: int) -> tuple[torch.nn.Module, ModelCard]:
-    """A trunk with relays and random weights; 256 px windows at 25 % overlap."""
-    _, card = cheap_conv(bands, size=256, overlap=0.25)
-    torch.manual_seed(0)
-    module = models.build(trunk, bands=bands, classes=len(card.legend), size=256, strategy="relays")
-    window = card.window.model_copy(update={"context_factor": 4})
-    return module.eval(), card.model_copy(update={"name": f"{trunk}+relays", "window": window})
 
 
 def show(costs: list[Cost]) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import pickle
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from uhrseg.benchmark import complexity
 from uhrseg.errors import InputError
 from uhrseg.models import MODELS, build
 
@@ -19,19 +16,8 @@ SMALL = {"bands": 3, "classes": 4, "size": 64}
 SWIN = {**SMALL, "trunk": "swinv2_t", "embed_dim": 8, "depths": (2, 2), "heads": (1, 2), "window": 4}
 
 
-def _complexity() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "complexity.py"
-    spec = importlib.util.spec_from_file_location("complexity", path)
-    module = sys.modules["complexity"] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-COMPLEXITY = _complexity()
-
-
-ROWS = {**COMPLEXITY.TABLE_4, **COMPLEXITY.PUBLISHED_CODE, **COMPLEXITY.TABLE_6, **COMPLEXITY.TABLE_1}
-COSTED = [*COMPLEXITY.TABLE_4, *COMPLEXITY.PUBLISHED_CODE, "GLAM-Swin-UPerNet T", "GLAM-Swin-UNet T + NLU"]
+ROWS = {**complexity.TABLE_4, **complexity.PUBLISHED_CODE, **complexity.TABLE_6, **complexity.TABLE_1}
+COSTED = [*complexity.TABLE_4, *complexity.PUBLISHED_CODE, "GLAM-Swin-UPerNet T", "GLAM-Swin-UNet T + NLU"]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -42,11 +28,11 @@ def test_sizes_and_cost_are_the_papers(name: str) -> None:
     to make 2.1 %.
     """
     row = ROWS[name]
-    model = COMPLEXITY.make(row)
-    assert COMPLEXITY.parameters(model) + COMPLEXITY.unread(model, row) == pytest.approx(row.paper_m, rel=0.005)
+    model = complexity.make(row)
+    assert complexity.parameters(model) + complexity.unread(model, row) == pytest.approx(row.paper_m, rel=0.005)
     if name in COSTED:
         tolerance = 0.025 if row.trunk == "glam_s" and row.options["head"] == "linear" else 0.02
-        assert COMPLEXITY.multiply_adds(model, row) == pytest.approx(row.paper_g, rel=tolerance)
+        assert complexity.multiply_adds(model, row) == pytest.approx(row.paper_g, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - {"threshold"}))

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uhrseg.benchmark.complexity import complexity
 from uhrseg.benchmark.context import FULL, QUICK, STRATEGIES, context
 from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.simulated import simulated
 from uhrseg.benchmark.tables import suite_notes, suite_table
+from uhrseg.benchmark.throughput import throughput
 from uhrseg.benchmark.trials import DATASETS
 from uhrseg.data.simulate import CUES
 from uhrseg.errors import InputError
@@ -21,12 +23,13 @@ from uhrseg.report.page import Section, write_page
 __all__ = ["SUITES", "OnData", "run_suites", "write_report"]
 
 SUITES: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "complexity": lambda quick: complexity(),
+    "throughput": lambda quick: throughput(1024, 512) if quick else throughput(),
     "simulated": lambda quick: simulated(512, 1) if quick else simulated(),
 }
 """Suites that need no data; the argument asks for a small run."""
 
 TITLES = {
-    "complexity": "Parameters and multiply-adds beside the papers",
     "throughput": "Throughput against the model alone, a plain loop and MONAI",
     "simulated": "Shipped models on simulated parcels",
 }
