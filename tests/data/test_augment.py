@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from uhrseg.data.augment import Pose, crop, crop_nearest, d4
-from uhrseg.data.scenes import InMemory
+from uhrseg.data.windows import InMemory
 
 SIZE = 32
 Y, X = np.indices((200, 240)) + 0.5  # pixel centres in pixel-corner coordinates

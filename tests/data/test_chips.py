@@ -14,8 +14,10 @@ from uhrseg.data.datasets import find_rasters
 from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import TrainingScene, load_scenes
 from uhrseg.errors import RunError
+from uhrseg.legend import Legend, LegendClass
 from uhrseg.recipe import TrainTable
 
+LEGEND = Legend(tuple(LegendClass(i, name, "#804020") for i, name in enumerate("abc")), background=0)
 PLAIN: dict[str, Any] = {"scale_probability": 0, "rotate_probability": 0}
 
 
@@ -27,7 +29,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingScene]:
 
 def chips(scenes: list[TrainingScene], factor: int | None = 4, seed: int = 0, **train: Any) -> Chips:
     std = np.array([2.0])
-    return Chips(scenes, TrainTable(**train), size=64, factor=factor, ignore=255, seed=seed, std=std)
+    return Chips(scenes, TrainTable(**train), size=64, factor=factor, legend=LEGEND, seed=seed, std=std)
 
 
 def test_plain_chips_are_exact_copies_of_the_raster_and_the_coarse_grid(scenes: list[TrainingScene]) -> None:

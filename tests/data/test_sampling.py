@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.synthetic import discs, recipe_for, write_discs
 from uhrseg.data.datasets import find_rasters
-from uhrseg.data.sampling import StepSampler, draw_centre, draw_pose, sample_rng
+from uhrseg.data.sampling import Centres, StepSampler, draw_pose, sample_rng
 from uhrseg.data.scenes import TrainingScene, load_scenes
 from uhrseg.recipe import TrainTable
 
@@ -23,18 +23,41 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingScene]:
     return load_scenes(find_rasters(recipe.data, "train"), recipe.data, 4)
 
 
-def test_centres_are_uniform_over_pixels(scenes: list[TrainingScene]) -> None:
-    rng = np.random.default_rng(0)
-    drawn = [draw_centre(scenes, rng, 0.0) for _ in range(3000)]
-    of_a = np.array([(r, c) for s, r, c in drawn if s is scenes[0]])
-    assert abs(len(of_a) / 3000 - 2 / 3) < 0.03  # a has twice the pixels of b
-    quarters = np.histogram2d(of_a[:, 0], of_a[:, 1], bins=2, range=((0, 160), (0, 128)))[0] / len(of_a)
-    np.testing.assert_allclose(quarters, 0.25, atol=0.04)
+class Counting:
+    """Random numbers 0, 1, 2, ...: asks for every centre in turn."""
+
+    def __init__(self) -> None:
+        self.next = -1
+
+    def random(self) -> float:
+        return 0.5
+
+    def integers(self, high: int) -> int:
+        self.next += high > 2  # the draw of a pixel, not of one of two classes
+        return self.next if high > 2 else 0
+
+
+@pytest.mark.parametrize("balanced", [0.0, 1.0])
+def test_centres_are_each_labelled_pixel_once(tmp_path: Path, balanced: float) -> None:
+    """Over scenes of several cells: uniform numbers make uniform centres."""
+    write_discs(tmp_path, ("a",), (270, 70))
+    write_discs(tmp_path, ("b",), (40, 300))
+    recipe = recipe_for(tmp_path)
+    scenes = load_scenes(find_rasters(recipe.data, "train"), recipe.data, 4)
+    wanted = [discs(scene.shape, 0)[1] for scene in scenes]
+    count = sum(int((w == 1).sum() if balanced else (w != 255).sum()) for w in wanted)
+    centres, rng = Centres(scenes, (1, 2)), Counting()
+    seen = [np.zeros(s.shape, int) for s in scenes]
+    for _ in range(count):
+        scene, row, col = centres.draw(rng, balanced)  # type: ignore[arg-type]
+        seen[scenes.index(scene)][row, col] += 1
+    for found, labels in zip(seen, wanted, strict=True):
+        np.testing.assert_array_equal(found, labels == 1 if balanced else labels != 255)
 
 
 def test_balanced_centres_draw_classes_alike(scenes: list[TrainingScene]) -> None:
-    rng = np.random.default_rng(0)
-    drawn = [draw_centre(scenes, rng, 1.0) for _ in range(1000)]
+    rng, centres = np.random.default_rng(0), Centres(scenes, (1, 2))
+    drawn = [centres.draw(rng, 1.0) for _ in range(1000)]
     classes = [int(s.labels.read(r, c, 1, 1)[0, 0, 0]) for s, r, c in drawn]
     assert {*classes} == {1, 2}
     assert abs(classes.count(1) / 1000 - 0.5) < 0.05

@@ -2,22 +2,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
+import shapely
 
 from tests.synthetic import discs, recipe_for, write_discs, write_raster
 from uhrseg.data import scenes
 from uhrseg.data.datasets import find_rasters
 from uhrseg.data.scenes import TrainingScene, band_statistics, class_shares, load_scenes
 from uhrseg.errors import InputError
+from uhrseg.geo import coarse
 from uhrseg.recipe import Recipe
 
 RELIEF = 'data.band=[{ name = "dtm" }, { name = "relief", kind = "relief", source = "dtm", radius_m = 5.0 }]'
 
 
-def load(recipe: Recipe) -> list[TrainingScene]:
+def load(recipe: Recipe, folder: Path | None = None) -> list[TrainingScene]:
     rasters = find_rasters(recipe.data, "train")
-    return load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context)
+    return load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, folder)
 
 
 def test_a_scene_is_its_raster_padded_with_its_mean(tmp_path: Path) -> None:
@@ -52,16 +55,15 @@ def test_scenes_on_disk_give_the_windows_of_scenes_in_memory(tmp_path: Path, mon
     recipe = recipe_for(write_discs(tmp_path), RELIEF)
     memory = load(recipe)
     monkeypatch.setattr(scenes, "MEMORY_PIXELS", 1)
-    monkeypatch.setattr(scenes, "_STRIP", 48)
-    disk = load(recipe)
+    monkeypatch.setattr(coarse, "_BLOCK_PIXELS", 48 * 128)
+    disk = load(recipe, tmp_path)
     for a, b in zip(memory, disk, strict=True):
         assert type(a.local) is not type(b.local)
         for name in ("local", "context", "labels", "valid"):
             for window in ((0, 0, 64, 64), (-20, 100, 64, 64), (130, -30, 40, 50), (-500, -500, 8, 8)):
                 np.testing.assert_array_equal(getattr(a, name).read(*window), getattr(b, name).read(*window), name)
-        assert a.centres.keys() == b.centres.keys() == {1, 2}
-        for c in a.centres:
-            np.testing.assert_array_equal(a.centres[c], b.centres[c])
+        np.testing.assert_array_equal(a.counts, b.counts)
+        assert len(a.tiles) < len(b.tiles)
     np.testing.assert_allclose(band_statistics(memory), band_statistics(disk), rtol=1e-9)
 
 
@@ -78,11 +80,34 @@ def test_class_shares_are_those_of_labelled_valid_pixels(tmp_path: Path) -> None
     np.testing.assert_allclose(class_shares(load(recipe_for(write_discs(tmp_path))), 3), expected)
 
 
-def test_centres_are_the_pixels_of_feature_classes(tmp_path: Path) -> None:
-    scene = load(recipe_for(write_discs(tmp_path, ("a",))))[0]
-    labels = discs((160, 128), 0)[1]
-    for c in (1, 2):
-        np.testing.assert_array_equal(scene.centres[c], np.flatnonzero(labels == c))
+def test_cells_count_the_labelled_pixels(tmp_path: Path) -> None:
+    scene = load(recipe_for(write_discs(tmp_path, ("a",), (300, 530))))[0]
+    labels = np.pad(discs((300, 530), 0)[1], ((0, 212), (0, 238)), constant_values=255)
+    cells = labels.reshape(2, 256, 3, 256).swapaxes(1, 2).reshape(2, 3, -1)
+    np.testing.assert_array_equal(scene.counts, (cells[..., None] == np.arange(3)).sum(2))
+
+
+def test_labels_on_disk_know_the_area_of_interest_and_the_polygons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polygons are burnt once, into the run's scratch folder; every window is the same."""
+    write_discs(tmp_path, ("a",))
+    square, area = (
+        shapely.box(500_040, 5_099_940, 500_050, 5_099_960),
+        shapely.box(500_020, 5_099_910, 500_100, 5_099_990),
+    )
+    for name, shape in (("mounds", square), ("area", area)):
+        geopandas.GeoDataFrame(geometry=[shape], crs="EPSG:32633").to_crs(4326).to_file(tmp_path / f"{name}.gpkg")
+    recipe = recipe_for(tmp_path, "data.labels=mounds.gpkg", "data.label_class=bright", "data.aoi=area.gpkg")
+    monkeypatch.setattr(scenes, "MEMORY_PIXELS", 1)
+    (tmp_path / "scratch").mkdir()
+    plain, burnt = load(recipe)[0], load(recipe, tmp_path / "scratch")[0]
+    (tmp_path / "mounds.gpkg").unlink()
+    labels = burnt.labels.read(-5, -5, 170, 138)[0]
+    inside = 80 * 80 - 10 * 10  # without the corner of nodata
+    assert [int((labels == value).sum()) for value in (0, 1)] == [inside - 200, 200]
+    assert (labels == 255).sum() == labels.size - inside
+    np.testing.assert_array_equal(plain.counts, burnt.counts)
 
 
 @pytest.mark.parametrize("value, said", [(1.0, "is constant"), (-9999.0, "no valid pixel")])

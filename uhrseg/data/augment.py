@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from uhrseg.data.scenes import Windows
+from uhrseg.data.windows import Windows
 
 __all__ = ["Pose", "crop", "crop_nearest", "d4"]
 
@@ -61,8 +61,9 @@ def crop(source: Windows, pose: Pose, size: int) -> NDArray[np.float32]:
     window = torch.from_numpy(np.ascontiguousarray(source.read(row, col, height, width)))[None]  # (1, C, h, w)
     # align_corners=False: -1 and 1 are the outer corners of the outer pixels.
     where = np.stack([2 * (x - col) / width - 1, 2 * (y - row) / height - 1], axis=-1)[None]  # (1, S, S, 2)
-    sampled = F.grid_sample(window, torch.from_numpy(where.astype(np.float32)), padding_mode="border",
-                            align_corners=False)
+    sampled = F.grid_sample(
+        window, torch.from_numpy(where.astype(np.float32)), padding_mode="border", align_corners=False
+    )
     if oversampling > 1:
         sampled = F.avg_pool2d(sampled, oversampling)
     return sampled[0].numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,15 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from uhrseg.data.augment import Pose, crop, crop_nearest, d4
-from uhrseg.data.sampling import SampleKey, draw_centre, draw_pose, sample_rng
+from uhrseg.data.sampling import Centres, SampleKey, draw_pose, sample_rng
 from uhrseg.data.scenes import TrainingScene
 from uhrseg.errors import RunError
+from uhrseg.legend import Legend
 from uhrseg.recipe import TrainTable
 
 __all__ = ["Chip", "Chips"]
 
 LEAST_INSIDE = 0.2
-"""A sample with more than 80 % of its local crop outside is skipped (paper, appendix)."""
+"""A sample with more than 80 % of its local crop outside is skipped (paper, appendix).
+
+Outside is what is neither trained on nor scored: beyond the raster, without data or label, outside the AOI or the
+split's blocks.
+"""
 
 _ATTEMPTS = 1000
 
@@ -44,24 +49,23 @@ class Chips(Dataset[Chip]):
         *,
         size: int,
         factor: int | None,
-        ignore: int,
+        legend: Legend,
         seed: int,
         std: NDArray[np.float64] | None = None,
     ) -> None:
-        self.scenes = list(scenes)
+        self.centres = Centres(scenes, legend.foreground)
         self.train = train
         self.size = size
         self.factor = factor
-        self.ignore = ignore
+        self.ignore = legend.ignore
         self.seed = seed
         self.std = std  # (C,), the unit of the radiometric jitter
 
     def __getitem__(self, key: SampleKey) -> Chip:
         """The sample of `key`. Raises `RunError` when the scenes have nowhere to cut a crop."""
         rng = sample_rng(self.seed, key)
-        scene, pose, inside = self._place(rng)
-        labels = crop_nearest(scene.labels, pose, self.size)[0]
-        arrays = {"local": crop(scene.local, pose, self.size), "labels": np.where(inside, labels, self.ignore)}
+        scene, pose, labels = self._place(rng)
+        arrays: dict[str, NDArray[Any]] = {"local": crop(scene.local, pose, self.size), "labels": labels}
         if self.factor is not None and scene.context is not None:
             arrays["context"] = crop(scene.context, pose.on_coarse(self.factor), self.size)
         turns, flip = (int(rng.integers(4)), bool(rng.integers(2))) if self.train.flips else (0, False)
@@ -71,17 +75,17 @@ class Chips(Dataset[Chip]):
         chip.update({name: torch.from_numpy(array) for name, array in arrays.items()})  # type: ignore[typeddict-item]
         return chip
 
-    def _place(self, rng: np.random.Generator) -> tuple[TrainingScene, Pose, NDArray[np.bool_]]:
-        """A scene, a pose in it and which pixels (S, S) of the crop are inside, by the 80 % rule."""
+    def _place(self, rng: np.random.Generator) -> tuple[TrainingScene, Pose, NDArray[np.uint8]]:
+        """A scene, a pose in it and the labels (S, S) there, by the 80 % rule."""
         for _ in range(_ATTEMPTS):
-            scene, row, col = draw_centre(self.scenes, rng, self.train.balanced_centres)
+            scene, row, col = self.centres.draw(rng, self.train.balanced_centres)
             pose = draw_pose(rng, row, col, self.size, self.factor, self.train)
-            inside = crop_nearest(scene.valid, pose, self.size)[0]
-            if inside.mean() >= LEAST_INSIDE:
-                return scene, pose, inside
+            labels = crop_nearest(scene.labels, pose, self.size)[0]
+            if (labels != self.ignore).mean() >= LEAST_INSIDE:
+                return scene, pose, labels
         raise RunError(
-            f"{_ATTEMPTS} random crops of {self.size} px had more than {1 - LEAST_INSIDE:.0%} outside the valid "
-            "pixels: choose a smaller window.size or larger training rasters"
+            f"{_ATTEMPTS} random crops of {self.size} px had more than {1 - LEAST_INSIDE:.0%} outside the labelled "
+            "ground: choose a smaller window.size, or label larger areas"
         )
 
     def _jitter(self, rng: np.random.Generator, arrays: dict[str, NDArray[np.float32]]) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from uhrseg.data.augment import Pose
-from uhrseg.data.scenes import TrainingScene
+from uhrseg.data.scenes import CELL, NO_LABEL, TrainingScene
+from uhrseg.errors import InputError
 from uhrseg.recipe import TrainTable
 
-__all__ = ["SampleKey", "StepSampler", "draw_centre", "draw_pose", "sample_rng"]
+__all__ = ["Centres", "SampleKey", "StepSampler", "draw_pose", "sample_rng"]
 
 SampleKey = tuple[int, int]
 """(epoch, index in the epoch)."""
@@ -23,30 +25,42 @@ def sample_rng(seed: int, key: SampleKey) -> np.random.Generator:
     return np.random.default_rng((seed, *key))
 
 
-def draw_centre(
-    scenes: Sequence[TrainingScene], rng: np.random.Generator, balanced: float
-) -> tuple[TrainingScene, int, int]:
-    """A scene and a pixel (row, col) of it: uniform over all pixels, or, with probability `balanced`, over a class.
+class Centres:
+    """Where crops are centred: uniform over labelled pixels, or over those of a class.
 
-    Balanced: a feature class drawn uniformly among those present, then one of its pixels.
+    Holds running sums over cells of pixels (some bytes each); the pixel itself is looked up in its cell's labels.
     """
-    if rng.random() < balanced:
-        present = sorted({c for scene in scenes for c in scene.centres})
-        if present:
-            return _class_centre(scenes, rng, present[rng.integers(len(present))])
-    sizes = np.array([scene.shape[0] * scene.shape[1] for scene in scenes], dtype=np.float64)
-    scene = scenes[rng.choice(len(scenes), p=sizes / sizes.sum())]
-    return scene, int(rng.integers(scene.shape[0])), int(rng.integers(scene.shape[1]))
 
+    def __init__(self, scenes: Sequence[TrainingScene], features: Sequence[int]) -> None:
+        self.scenes = list(scenes)
+        counts = np.concatenate([scene.counts.reshape(-1, scene.counts.shape[-1]) for scene in scenes])  # (cells, C)
+        if not counts.any():
+            raise InputError(NO_LABEL)
+        self._first = np.cumsum([0] + [scene.counts.shape[0] * scene.counts.shape[1] for scene in scenes])
+        self._all = np.cumsum(counts.sum(1))
+        self._of_class = {c: np.cumsum(counts[:, c]) for c in features if counts[:, c].any()}
 
-def _class_centre(
-    scenes: Sequence[TrainingScene], rng: np.random.Generator, class_id: int
-) -> tuple[TrainingScene, int, int]:
-    holders = [scene for scene in scenes if class_id in scene.centres]
-    counts = np.array([len(scene.centres[class_id]) for scene in holders], dtype=np.float64)
-    scene = holders[rng.choice(len(holders), p=counts / counts.sum())]
-    row, col = divmod(int(rng.choice(scene.centres[class_id])), scene.shape[1])
-    return scene, row, col
+    def draw(self, rng: np.random.Generator, balanced: float) -> tuple[TrainingScene, int, int]:
+        """A scene and a pixel (row, col) of it: any labelled pixel, or, with probability `balanced`, one of a class.
+
+        Balanced: a feature class drawn uniformly among those present, then one of its pixels.
+        """
+        if rng.random() < balanced and self._of_class:
+            wanted = sorted(self._of_class)[rng.integers(len(self._of_class))]
+            return self._pixel(int(rng.integers(self._of_class[wanted][-1])), self._of_class[wanted], wanted)
+        return self._pixel(int(rng.integers(self._all[-1])), self._all, None)
+
+    def _pixel(self, k: int, sums: NDArray[np.int64], wanted: int | None) -> tuple[TrainingScene, int, int]:
+        """The k-th pixel that `sums` counts: of class `wanted`, or of any (None)."""
+        cell = int(np.searchsorted(sums, k, side="right"))
+        which = int(np.searchsorted(self._first, cell, side="right")) - 1
+        scene = self.scenes[which]
+        i, j = divmod(cell - int(self._first[which]), scene.counts.shape[1])
+        labels = scene.labels.read(i * CELL, j * CELL, CELL, CELL)[0]
+        classes = scene.counts.shape[2]
+        found = np.flatnonzero(labels < classes if wanted is None else labels == wanted)
+        row, col = divmod(int(found[k - (int(sums[cell - 1]) if cell else 0)]), CELL)
+        return scene, i * CELL + row, j * CELL + col
 
 
 def draw_pose(rng: np.random.Generator, row: int, col: int, size: int, factor: int | None, train: TrainTable) -> Pose:

@@ -1,89 +1,53 @@
 """Training scenes: derived bands, their coarse grid and the labels of one raster, read by windows.
 
-Windows are given as whole pixels (row, col, height, width) from the scene's origin and may reach outside. Small data
-sets are kept in memory, large ones are read when asked for; nothing else differs.
+Small data sets are kept in memory, large ones are read when asked for; nothing else differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.windows import Window
 
 from uhrseg.data.datasets import LabelledRaster
+from uhrseg.data.windows import Filled, Known, Tile, Valid, Windows, in_memory
 from uhrseg.errors import InputError
-from uhrseg.geo.bands import Derived, fill
-from uhrseg.geo.coarse import build_coarse
+from uhrseg.geo.bands import Derived
+from uhrseg.geo.coarse import build_coarse, read_blocks
 from uhrseg.geo.labels import read_area, read_labels
 from uhrseg.geo.plan import pixel_offset, shifted
-from uhrseg.geo.scene import Readable, Scene, gsd_fits
+from uhrseg.geo.scene import Scene, gsd_fits
 from uhrseg.recipe import DataTable
 
-__all__ = ["MEMORY_PIXELS", "TrainingScene", "Windows", "band_statistics", "class_shares", "load_scenes"]
+__all__ = [
+    "CELL",
+    "MEMORY_PIXELS",
+    "NO_LABEL",
+    "TrainingScene",
+    "band_statistics",
+    "class_shares",
+    "labels_on",
+    "load_scenes",
+]
 
 MEMORY_PIXELS = 64_000_000
 """Data sets up to this many pixels are held in memory."""
 
 ContextKind = Literal["average", "decimate"]
 
-_STRIP = 1024  # rows read at a time when a whole scene is walked through
-_CENTRES = 500_000  # pixels of one class remembered per scene for balanced centres
+CELL = 256
+"""Side, in pixels, of the cells in which labelled pixels are counted: memory for labels is some bytes per cell."""
 
-
-class Windows(Protocol):
-    """Something that gives windows of an array (C, Y, X), filled where it has no value."""
-
-    def read(self, row: int, col: int, height: int, width: int) -> NDArray[Any]:
-        """The window (C, height, width); it may reach outside."""
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Windows of an array (C, Y, X); outside it, `outside` (C,)."""
-
-    array: NDArray[Any]
-    outside: NDArray[Any]
-
-    def read(self, row: int, col: int, height: int, width: int) -> NDArray[Any]:
-        """See `Windows`."""
-        rows, cols = slice(max(row, 0), max(row + height, 0)), slice(max(col, 0), max(col + width, 0))
-        part = self.array[:, rows, cols]
-        if part.shape[1:] == (height, width):
-            return part
-        window = np.empty((len(self.array), height, width), dtype=self.array.dtype)
-        window[:] = self.outside[:, None, None]
-        top, left = rows.start - row, cols.start - col
-        window[:, top : top + part.shape[1], left : left + part.shape[2]] = part
-        return window
-
-
-@dataclass(frozen=True)
-class Filled:
-    """Windows of a `Readable`, invalid and outside pixels taking `padding` (C,)."""
-
-    readable: Readable
-    padding: NDArray[np.float32]
-
-    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.float32]:
-        """See `Windows`."""
-        array, valid = self.readable.read(shifted(self.readable.geobox, row, col, (height, width)))
-        return fill(array, valid, self.padding)
-
-
-@dataclass(frozen=True)
-class Valid:
-    """Windows (1, Y, X) bool: where every band of a `Readable` has a value."""
-
-    readable: Readable
-
-    def read(self, row: int, col: int, height: int, width: int) -> NDArray[np.bool_]:
-        """See `Windows`."""
-        return self.readable.read(shifted(self.readable.geobox, row, col, (height, width)))[1][None]
+NO_LABEL = "the training labels hold no class: check data.labels, data.class, data.ignore and data.aoi"
 
 
 @dataclass(frozen=True)
@@ -102,7 +66,11 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class TrainingScene:
-    """One raster ready for sampling; windows of `context` count cells of the coarse grid."""
+    """One raster ready for sampling; windows of `context` count cells of the coarse grid.
+
+    `labels` are `ignore` wherever a pixel is neither to be trained on nor scored: no data, no label, outside the AOI or
+    the split's blocks.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -110,12 +78,8 @@ class TrainingScene:
     context: Windows | None  # (C, Y / f, X / f) float32
     labels: Windows  # (1, Y, X) uint8
     valid: Windows  # (1, Y, X) bool
-    centres: dict[int, NDArray[np.int64]]  # feature class -> flat positions of (some of) its pixels
-
-    def strips(self) -> Iterator[tuple[int, int]]:
-        """(first row, height) of the strips that cover the scene."""
-        for row in range(0, self.shape[0], _STRIP):
-            yield row, min(_STRIP, self.shape[0] - row)
+    tiles: tuple[Tile, ...]  # cover the scene once, as its file is best read
+    counts: NDArray[np.int64]  # (Y / CELL, X / CELL, classes): labelled pixels of each class in each cell
 
 
 def load_scenes(
@@ -125,45 +89,85 @@ def load_scenes(
     context: ContextKind = "average",
     folder: Path | None = None,
 ) -> list[TrainingScene]:
-    """Open `rasters` and their labels; small data sets go to memory. `folder` keeps the coarse grids of large ones.
+    """Open `rasters` and their labels; small data sets go to memory, coarse grids and labels of large ones to `folder`.
 
-    `factor` and `context` as in the recipe's window table (None: no context).
-
-    Raises `InputError` for rasters that do not fit the recipe (bands, GSD) or labels that do not fit the legend.
+    `factor` and `context` as in the recipe's window table (None: no context). Raises `InputError` for rasters that do
+    not fit the recipe (bands, GSD) or labels that do not fit the legend.
     """
     scenes = [Scene.open(source.raster) for source in rasters]
     for scene in scenes:
         _check_gsd(scene, data.gsd_m)
-    in_memory = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
-    return [_load(*pair, data, factor, context, folder, in_memory) for pair in zip(rasters, scenes, strict=True)]
+    small = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
+    load = _load_in_memory if small else _load_on_disk
+    return [
+        load(source, Derived(scene, data.band), data, factor, context, folder)
+        for source, scene in zip(rasters, scenes, strict=True)
+    ]
 
 
-def _load(
-    source: LabelledRaster,
-    scene: Scene,
-    data: DataTable,
-    factor: int | None,
-    how: ContextKind,
-    folder: Path | None,
-    in_memory: bool,
+def _load_in_memory(
+    source: LabelledRaster, derived: Derived, data: DataTable, factor: int | None, how: ContextKind, folder: Path | None
 ) -> TrainingScene:
-    derived = Derived(scene, data.band)
-    coarse = build_coarse(derived, factor, folder, how)
-    height, width = scene.geobox.shape
-    local: Windows = Filled(derived, coarse.padding)
-    context: Windows | None = None if factor is None else Filled(coarse, coarse.padding)
-    labels: Windows = LabelFile(source, scene.geobox, data)
-    valid: Windows = Valid(derived)
-    if in_memory:
-        local = InMemory(local.read(0, 0, height, width), coarse.padding)
-        labels = InMemory(labels.read(0, 0, height, width), np.array([data.ignore], np.uint8))
-        valid = InMemory(valid.read(0, 0, height, width), np.array([False]))
-        if context is not None:
-            context = InMemory(context.read(0, 0, *coarse.geobox.shape), coarse.padding)
-            coarse.close()
-    loaded = TrainingScene(source.name, (height, width), local, context, labels, valid, {})
-    loaded.centres.update(_class_pixels(loaded, data))
-    return loaded
+    (height, width), tiles = derived.geobox.shape, _tiles(derived)
+    shape = (height, width)
+    with build_coarse(derived, factor, folder, how) as coarse:
+        context = None
+        if factor is not None:
+            rows, cols = coarse.geobox.shape
+            context = in_memory(Filled(coarse, coarse.padding), (rows, cols), coarse.padding, [(0, 0, rows, cols)])
+        local = in_memory(Filled(derived, coarse.padding), shape, coarse.padding, tiles)
+    valid = in_memory(Valid(derived), shape, np.array([False]), tiles)
+    known = Known(LabelFile(source, derived.geobox, data), valid, data.ignore)
+    labels = in_memory(known, shape, np.array([data.ignore], np.uint8), tiles)
+    counts = count_cells(labels, shape, tiles, len(data.legend))
+    return TrainingScene(source.name, shape, local, context, labels, valid, tiles, counts)
+
+
+def _load_on_disk(
+    source: LabelledRaster, derived: Derived, data: DataTable, factor: int | None, how: ContextKind, folder: Path | None
+) -> TrainingScene:
+    (height, width), tiles = derived.geobox.shape, _tiles(derived)
+    shape = (height, width)
+    coarse = build_coarse(derived, factor, folder, how, in_memory=folder is None)
+    local = Filled(derived, coarse.padding)
+    context = None if factor is None else Filled(coarse, coarse.padding)
+    valid = Valid(derived)
+    labels: Windows = Known(LabelFile(source, derived.geobox, data), valid, data.ignore)
+    if folder is not None:
+        labels = _burnt(labels, derived.geobox, tiles, data, folder)
+    counts = count_cells(labels, shape, tiles, len(data.legend))
+    return TrainingScene(source.name, shape, local, context, labels, valid, tiles, counts)
+
+
+def _tiles(derived: Derived) -> tuple[Tile, ...]:
+    return tuple((row, col, *box.shape) for (row, col), box in read_blocks(derived, 1))
+
+
+def _burnt(labels: Windows, geobox: GeoBox, tiles: Sequence[Tile], data: DataTable, folder: Path) -> Windows:
+    """`labels` as a raster in `folder`: polygons and areas are not burnt again for every sample."""
+    path = folder / f"labels-{uuid.uuid4().hex}.tif"
+    profile = {
+        "driver": "GTiff", "dtype": "uint8", "count": 1, "height": geobox.shape[0], "width": geobox.shape[1],
+        "transform": geobox.affine, "crs": geobox.crs.to_wkt() if geobox.crs else None, "tiled": True,
+        "blockxsize": 256, "blockysize": 256, "compress": "deflate", "bigtiff": "if_safer",
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as out:
+        for row, col, height, width in tiles:
+            out.write(labels.read(row, col, height, width), window=Window(col, row, width, height))
+    plain = data.model_copy(update={"label_class": None, "label_values": {}, "label_column": None})
+    return LabelFile(LabelledRaster(path, path), geobox, plain)
+
+
+def count_cells(labels: Windows, shape: tuple[int, int], tiles: Sequence[Tile], classes: int) -> NDArray[np.int64]:
+    """Labelled pixels of each class in each cell of `CELL` pixels: (Y / CELL, X / CELL, classes)."""
+    rows, cols = math.ceil(shape[0] / CELL), math.ceil(shape[1] / CELL)
+    counts = np.zeros(rows * cols * classes, np.int64)
+    for row, col, height, width in tiles:
+        found = labels.read(row, col, height, width)[0]
+        y, x = np.arange(row, row + height) // CELL, np.arange(col, col + width) // CELL
+        place = (y[:, None] * cols + x[None]) * classes + found
+        counts += np.bincount(place[found < classes], minlength=len(counts))
+    return counts.reshape(rows, cols, classes)
 
 
 def _check_gsd(scene: Scene, expected: float | None) -> None:
@@ -193,30 +197,14 @@ def labels_on(
     return labels
 
 
-def _class_pixels(scene: TrainingScene, data: DataTable) -> dict[int, NDArray[np.int64]]:
-    """Flat positions of each feature class' pixels, thinned evenly to at most `_CENTRES` a class."""
-    found: dict[int, list[NDArray[np.int64]]] = {c: [] for c in data.legend.foreground}
-    for row, height in scene.strips():
-        labels = scene.labels.read(row, 0, height, scene.shape[1])[0]
-        for c, positions in found.items():
-            positions.append(np.flatnonzero(labels == c) + row * scene.shape[1])
-    joined = {c: np.concatenate(positions) for c, positions in found.items()}
-    return {c: p[:: 1 + len(p) // _CENTRES] for c, p in joined.items() if len(p)}
-
-
 def class_shares(scenes: Sequence[TrainingScene], classes: int) -> NDArray[np.float64]:
-    """Share of each class (classes,) among the labelled valid pixels of `scenes`.
+    """Share of each class (classes,) among the labelled pixels of `scenes`.
 
     Raises `InputError` when no pixel has a label.
     """
-    counts = np.zeros(classes, np.int64)
-    for scene in scenes:
-        for row, height in scene.strips():
-            window = (row, 0, height, scene.shape[1])
-            labels = scene.labels.read(*window)[scene.valid.read(*window)]
-            counts += np.bincount(labels[labels < classes], minlength=classes)
+    counts = sum((scene.counts.sum((0, 1)) for scene in scenes), np.zeros(classes, np.int64))
     if not counts.any():
-        raise InputError("the training labels hold no class: check data.labels, data.class and data.ignore")
+        raise InputError(NO_LABEL)
     return counts / counts.sum()
 
 
@@ -227,9 +215,8 @@ def band_statistics(scenes: Sequence[TrainingScene]) -> tuple[NDArray[np.float64
     """
     count, first, second = 0, np.zeros(()), np.zeros(())
     for scene in scenes:
-        for row, height in scene.strips():
-            valid = scene.valid.read(row, 0, height, scene.shape[1])[0]
-            values = scene.local.read(row, 0, height, scene.shape[1])[:, valid].astype(np.float64)  # (C, n)
+        for tile in scene.tiles:
+            values = scene.local.read(*tile)[:, scene.valid.read(*tile)[0]].astype(np.float64)  # (C, n)
             count, first, second = count + values.shape[1], first + values.sum(1), second + (values**2).sum(1)
     if not count:
         raise InputError("the training rasters hold no valid pixel: check their nodata value and data.band")

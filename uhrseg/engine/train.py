@@ -66,7 +66,7 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
         scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch))
         mean, std = band_statistics(scenes)
         chips = Chips(
-            scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, ignore=recipe.data.ignore,
+            scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, legend=recipe.data.legend,
             seed=recipe.seed, std=std,
         )  # fmt: skip
         state = _new_state(recipe, fabric.device)

@@ -26,7 +26,7 @@ from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import coarse_geobox, shifted
 from uhrseg.geo.scene import Scene
 
-__all__ = ["Coarse", "block_means", "build_coarse"]
+__all__ = ["Coarse", "block_means", "build_coarse", "read_blocks"]
 
 _IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
 _BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
@@ -88,18 +88,19 @@ def build_coarse(
     folder: Path | None = None,
     how: Literal["average", "decimate"] = "average",
     progress: Callable[[int, int], None] | None = None,
+    in_memory: bool = True,
 ) -> Coarse:
     """Build the coarse grid and the padding by one streaming pass over the scene.
 
-    Grids up to 64 MB stay in memory, larger ones go to a file in `folder` (None: always in memory). With `factor`
-    None only the padding is computed, and nothing is read when all bands are relief. `how` = "decimate" takes the
-    first pixel of each block, for checkpoints that were trained so. Raises `RunError` when a read or write fails.
+    Grids up to 64 MB stay in memory if `in_memory`, others go to a file in `folder` (None: always in memory). With
+    `factor` None only the padding is computed, and nothing is read when all bands are relief. `how` = "decimate" takes
+    the first pixel of each block, for checkpoints that were trained so. Raises `RunError` when a read or write fails.
     """
     if factor is None:
         everything = all(derived.is_zero_mean)
         return Coarse(np.zeros(len(derived.bands), np.float32) if everything else _scene_mean(derived), None)
     grid = coarse_geobox(derived.geobox, factor)
-    path = _grid_path(grid, len(derived.bands), folder)
+    path = _grid_path(grid, len(derived.bands), folder, in_memory)
     sums = _Sums(len(derived.bands))
     try:
         _write_grid(path, grid, derived, factor, how, sums, progress)
@@ -130,7 +131,7 @@ class _Sums:
 def _scene_mean(derived: Derived) -> NDArray[np.float32]:
     """Mean of the scene; of a large one, of blocks spread over it: a second reading costs more than it tells."""
     sums = _Sums(len(derived.bands))
-    boxes = [box for _, box in _blocks(derived, 1)]
+    boxes = [box for _, box in read_blocks(derived, 1)]
     chosen = np.unique(np.linspace(0, len(boxes) - 1, _SAMPLED_BLOCKS).round().astype(int))
     for i in chosen:
         sums.add(*derived.read(boxes[i]))
@@ -140,9 +141,9 @@ def _scene_mean(derived: Derived) -> NDArray[np.float32]:
     return sums.padding(derived)
 
 
-def _grid_path(grid: GeoBox, channels: int, folder: Path | None) -> str:
+def _grid_path(grid: GeoBox, channels: int, folder: Path | None, in_memory: bool) -> str:
     name = f"coarse-{uuid.uuid4().hex}.tif"
-    small = math.prod(grid.shape) * channels * _CELL_BYTES <= _IN_MEMORY
+    small = in_memory and math.prod(grid.shape) * channels * _CELL_BYTES <= _IN_MEMORY
     return f"/vsimem/{name}" if small or folder is None else str(folder / name)
 
 
@@ -161,7 +162,7 @@ def _write_grid(
         "crs": grid.crs.to_wkt() if grid.crs else None,
         "tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band", "bigtiff": "if_safer",
     }  # fmt: skip
-    blocks = list(_blocks(derived, factor))
+    blocks = list(read_blocks(derived, factor))
     with rasterio.open(path, "w", **profile) as out:
         for done, ((row, col), box) in enumerate(blocks, start=1):
             array, valid = derived.read(box)
@@ -173,7 +174,7 @@ def _write_grid(
                 progress(done, len(blocks))
 
 
-def _blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int], GeoBox]]:
+def read_blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int], GeoBox]]:
     """Boxes that cover the scene once, aligned to cells, each with its (row, col), shaped after the file's blocks."""
     height, width = derived.geobox.shape
     tile = getattr(derived.scene, "block", (1, width))
