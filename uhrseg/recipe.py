@@ -108,6 +108,7 @@ class ModelTable(_Table):
         "sequential", description="Context before local in every block (paper, Eq. 4-5), or both at once."
     )
     share_projector: bool = Field(True, description="Whether local and context windows share the patch projection.")
+    share_blocks: bool | None = Field(None, description="ViT: whether both scales share the transformer blocks.")
     head: str = Field(
         "linear", description="Segmentation head: 'linear', 'upernet', 'unet' or another (docs/models.md)."
     )

@@ -71,7 +71,8 @@ def network(case: Case, **more: Any) -> nn.Module:
 def _trunk(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     options = {"embed_dim": config["embed_dim"], "heads": config["num_heads"]}
     if "ViT" in config["cls"]:
-        return "vit_s", {**options, "depth": config["depth"], "patch_size": config["patch_size"]}
+        shared = {"share_blocks": config.get("share_scale_parameters", True)}
+        return "vit_s", {**options, **shared, "depth": config["depth"], "patch_size": config["patch_size"]}
     options |= {"depths": config["depths"], "window": config["window_size"]}
     if config["cls"] == "Glam":
         head = config["segmentation_head"]

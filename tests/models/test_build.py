@@ -85,6 +85,8 @@ def test_mistakes_are_named(arguments: dict, words: str) -> None:
 
 
 def test_mistakes_with_vit() -> None:
+    with pytest.raises(InputError, match="share_blocks = false with strategy = 'single'"):
+        build("vit_s", **SMALL, strategy="single", share_blocks=False)
     with pytest.raises(InputError, match="multiple"):
         build("vit_s", bands=3, classes=2, size=250)
     with pytest.raises(InputError, match="several stages"):

@@ -47,6 +47,15 @@ def stored(model: nn.Module | dict[str, Tensor], path: Path) -> str:
     return str(path)
 
 
+def test_blocks_per_scale_both_start_from_the_file(tmp_path: Path) -> None:
+    source = stored(vit(class_token=False, global_pool="avg"), tmp_path / "w.safetensors")
+    trunk = build(**VIT, bands=3, classes=2, share_blocks=False, pretrained=source).trunk
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(trunk.body.blocks.parameters(), trunk.context_blocks.parameters(), strict=True)
+    )
+
+
 @pytest.mark.parametrize("window", [7, 5])
 def test_glam_takes_swins_weights(tmp_path: Path, window: int) -> None:
     """Another window resizes the bias tables; tokens, exchange, relays and the lower norms are new."""

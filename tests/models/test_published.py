@@ -76,6 +76,12 @@ def test_parity_of_flatten_swin(name: str) -> None:
         assert_parity(case, with_context_logits=both, faithful=True)
 
 
+def test_parity_of_blocks_per_scale() -> None:
+    case = read(find("relay", "rt_vit_unshared_blocks"))
+    for both in (False, True):
+        assert_parity(case, with_context_logits=both)
+
+
 def test_glams_published_slices_are_another_network() -> None:
     """Same weights and images: the parity above tests which slices are cut."""
     mended, published = (read(find("relay", name)) for name in ("rt_glam_fixed", "rt_glam"))

@@ -15,6 +15,7 @@ SIZE = 48
 SWIN = {"embed_dim": 8, "heads": (1, 2), "window": 5}
 TRUNKS = {
     "vit": {"trunk": "vit_s", "embed_dim": 24, "depth": 2, "heads": 3},
+    "vit blocks apart": {"trunk": "vit_s", "embed_dim": 24, "depth": 2, "heads": 3, "share_blocks": False},
     "swinv2": {"trunk": "swinv2_t", **SWIN, "depths": (2, 2), "window": 4},
     "swin": {"trunk": "swin_t", **SWIN, "depths": (2, 2)},
     "glam": {"trunk": "glam_t", **SWIN, "depths": (2, 3), "global_tokens": 3},
@@ -41,7 +42,10 @@ EVERY_TRUNK = pytest.mark.parametrize("name", TRUNKS)
 def make(name: str, bands: int = 3, **more) -> nn.Module:
     """Weights that make every path matter: trunks begin as little more than the identity."""
     torch.manual_seed(0)
-    model = build(bands=bands, classes=4, size=SIZE, **{**NETWORKS[name], **more})
+    options = {**NETWORKS[name], **more}
+    if options.get("strategy") == "single":
+        options.pop("share_blocks", None)  # there is one scale
+    model = build(bands=bands, classes=4, size=SIZE, **options)
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0.3 if parameter.ndim == 1 else 0.0, 0.3)
     return model.eval()
@@ -93,7 +97,9 @@ def test_relays_off_is_the_plain_trunk_bit_for_bit(name: str) -> None:
     model, single, (local, _) = make(name), make(name, strategy="single"), images()
     silent = copy.deepcopy(model.trunk)
     silent.first_relays = lambda batch: None
-    single.trunk.load_state_dict({k: v for k, v in model.trunk.state_dict().items() if "relay" not in k})
+    single.trunk.load_state_dict(
+        {k: v for k, v in model.trunk.state_dict().items() if "relay" not in k and "context" not in k}
+    )
     with torch.no_grad():
         ours = silent.maps(one_scale(silent, local), False)
         plain = single.trunk.maps(one_scale(single.trunk, local), False)
@@ -107,7 +113,11 @@ def test_far_pixels_reach_the_local_logits_through_relays_only(name: str, order:
     local, context = local.double(), context.double()
     other = context.clone()
     other[:, :, -8:, -8:] += torch.randn(2, 3, 8, 8).double()  # the far corner of the context
-    blocks = [block for stage in model.trunk.stages for block in stage.blocks]
+    blocks = [
+        block
+        for stage in model.trunk.stages
+        for block in (*stage.blocks, *(getattr(stage, "context_blocks", None) or ()))
+    ]
     with torch.no_grad():
         near, far = (model(local, x, with_context_logits=True) for x in (context, other))
         assert not torch.equal(near.logits, far.logits)

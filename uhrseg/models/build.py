@@ -115,6 +115,8 @@ def build(
         raise InputError(f"relays = {relays} with strategy = {strategy!r}: give at least 1, or strategy = 'single'")
     trunk_names, head_names = _options_of(entry.trunk, 4), _options_of(make_head, 4)
     _known(trunk, options, trunk_names | head_names)
+    if options.get("share_blocks") is False and strategy != "relays":
+        raise InputError(f"share_blocks = false with strategy = {strategy!r}: only 'relays' has two scales")
     tokens = 0 if strategy == "single" else relays
     separate = strategy == "relays" and not share_projector
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}

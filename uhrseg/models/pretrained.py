@@ -28,7 +28,7 @@ from uhrseg.models.vit import VitTrunk
 __all__ = ["PretrainedReport", "load_pretrained"]
 
 # What relays and GLAM's global tokens add to a trunk; it starts from its own initial values.
-_RELAYS = ("relays", "relay_position", "relay_projection", "context_embed", "context_pos_embed")
+_RELAYS = ("relays", "relay_position", "relay_projection", "context_embed", "context_pos_embed", "context_blocks")
 _OWN = (*_RELAYS, "global_token", "position", "gt_attn", "norms")
 
 _Trunk = SwinTrunk | VitTrunk | PyramidTrunk
@@ -198,9 +198,12 @@ def _refuse_gaps(name: str, own: dict[str, Tensor], fitted: dict[str, Tensor]) -
 
 
 def _copy_to_context(trunk: _Trunk, body: nn.Module) -> None:
-    """A separate projector starts as a copy of the local one."""
+    """A separate projector, and separate blocks, start as copies of the local ones."""
     if trunk.context_embed is not None:
         trunk.context_embed.load_state_dict(copy.deepcopy(body.get_submodule("patch_embed").state_dict()))
+    blocks = getattr(trunk, "context_blocks", None)
+    if blocks is not None:
+        blocks.load_state_dict(body.get_submodule("blocks").state_dict())
     table = getattr(trunk, "context_pos_embed", None)
     if table is not None:
         table.data.copy_(body.get_parameter("pos_embed").detach())

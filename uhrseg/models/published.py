@@ -29,6 +29,7 @@ _VIT: Table = (
     (r"^model\.reg_token$", "trunk.relays"),
     (r"^model\.patch_embed\.1\.", "trunk.context_embed."),
     (r"^(model|ViT)\.patch_embed\.(0\.)?(?=proj|norm)", "trunk.body.patch_embed."),
+    (r"^model\.blocks\.(\d+)\.(norm1|attn|norm2|mlp)\.1\.", r"trunk.context_blocks.\1.\2."),
     (r"^(model|ViT)\.blocks\.(\d+)\.(norm1|attn|norm2|mlp)\.(0\.)?(?!\d)", r"trunk.body.blocks.\2.\3."),
     (r"^model\.pos_embed\.1$", "trunk.context_pos_embed"),
     (r"^(model|ViT)\.pos_embed(\.0)?$", "trunk.body.pos_embed"),
@@ -47,7 +48,7 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
     Left over are unused classifiers, index and mask buffers, Flatten-Swin's positions, what else GLAM's code carries
     and never reads (`_unread`) and, where both scales share their projector, its second copy: two projectors of
-    identical values are how a shared one was published. A ViT with separate blocks per scale leaves '.1.' keys over.
+    identical values are how a shared one was published.
     """
     state = {key.removeprefix("net."): tensor for key, tensor in state.items()}
     if any(key.startswith("glam_swin_unet.") for key in state):

@@ -35,8 +35,14 @@ class Block(Protocol):
         """The updated tokens and relays (B, R, C)."""
 
 
+Pair = tuple[Block, Block]  # the block of the local scale and that of the context; mostly one and the same
+
+
 class Stage(Protocol):
-    """Blocks of one resolution, with what leads into them."""
+    """Blocks of one resolution, with what leads into them.
+
+    A stage may have ``context_blocks`` too, as many, for the context scale; without, both scales share ``blocks``.
+    """
 
     @property
     def blocks(self) -> Iterable[Block]:
@@ -69,8 +75,8 @@ def one_scale(trunk: Trunk, image: Tensor) -> list[Tensor]:
     outputs = []
     for stage, blocks, is_last in _walk(trunk):
         tokens, relays = stage.merge(tokens), _project(stage, relays)
-        for block in blocks:
-            tokens, relays = block(tokens, relays, "tokens" if is_last and block is blocks[-1] else "both")
+        for block, _ in blocks:
+            tokens, relays = block(tokens, relays, "tokens" if is_last and block is blocks[-1][0] else "both")
         outputs.append(tokens)
     return outputs
 
@@ -100,38 +106,38 @@ def two_scales(
 
 
 def _sequential(
-    block: Block, local: Tensor, context: Tensor, relays: Tensor | None
+    pair: Pair, local: Tensor, context: Tensor, relays: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Eq. 4-5: the context updates the relays, the local window reads and updates them."""
-    context, relays = block(context, relays)
-    local, relays = block(local, relays)
+    context, relays = pair[1](context, relays)
+    local, relays = pair[0](local, relays)
     return local, context, relays
 
 
-def _sequential_last(block: Block, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
+def _sequential_last(pair: Pair, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
     """Eq. 4-5 when only the local tokens are read afterwards: of the context pass, the relays are."""
-    _, relays = block(context, relays, "relays")
-    return block(local, relays, "tokens")[0]
+    _, relays = pair[1](context, relays, "relays")
+    return pair[0](local, relays, "tokens")[0]
 
 
 def _parallel(
-    block: Block, local: Tensor, context: Tensor, relays: Tensor | None
+    pair: Pair, local: Tensor, context: Tensor, relays: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Eq. 11-13: both scales read the same relays; their two updates are averaged."""
-    context, from_context = block(context, relays)
-    local, from_local = block(local, relays)
+    context, from_context = pair[1](context, relays)
+    local, from_local = pair[0](local, relays)
     if from_context is None or from_local is None:
         return local, context, None
     return local, context, 0.5 * (from_context + from_local)
 
 
-def _parallel_last(block: Block, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
+def _parallel_last(pair: Pair, local: Tensor, context: Tensor, relays: Tensor | None) -> Tensor:
     """Eq. 12 alone: after the last block nothing reads the context's update."""
-    return block(local, relays, "tokens")[0]
+    return pair[0](local, relays, "tokens")[0]
 
 
-_Step = Callable[[Block, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
-_LastStep = Callable[[Block, Tensor, Tensor, Tensor | None], Tensor]
+_Step = Callable[[Pair, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+_LastStep = Callable[[Pair, Tensor, Tensor, Tensor | None], Tensor]
 
 ORDERS: dict[Order, tuple[_Step, _LastStep]] = {
     "sequential": (_sequential, _sequential_last),
@@ -143,8 +149,10 @@ def _project(stage: Stage, relays: Tensor | None) -> Tensor | None:
     return None if relays is None else stage.project(relays)
 
 
-def _walk(trunk: Trunk) -> Iterator[tuple[Stage, list[Block], bool]]:
-    """Each stage with its blocks, and whether it is the last."""
+def _walk(trunk: Trunk) -> Iterator[tuple[Stage, list[Pair], bool]]:
+    """Each stage with its blocks for either scale, and whether it is the last."""
     stages = list(trunk.stages)
     for stage in stages:
-        yield stage, list(stage.blocks), stage is stages[-1]
+        own = list(stage.blocks)
+        other = getattr(stage, "context_blocks", None) or own
+        yield stage, list(zip(own, other, strict=True)), stage is stages[-1]

@@ -28,10 +28,12 @@ class VitTrunk(nn.Module):
 
     ``relays``: number of relay tokens (0: none). They start at zero plus learned position rows drawn with standard
     deviation 0.02, as the authors' code does. ``separate_projector``: the context scale has a patch embedding and
-    position table of its own, copies at the start.
+    position table of its own, copies at the start; ``separate_blocks``: blocks of its own too.
     """
 
-    def __init__(self, body: VisionTransformer, relays: int, separate_projector: bool) -> None:
+    def __init__(
+        self, body: VisionTransformer, relays: int, separate_projector: bool, separate_blocks: bool = False
+    ) -> None:
         super().__init__()
         stride = body.patch_embed.patch_size[0]
         self.body, self.size = body, cast(tuple[int, int], body.patch_embed.img_size)[0]
@@ -41,13 +43,15 @@ class VitTrunk(nn.Module):
         if self.relay_position is not None:
             trunc_normal_(self.relay_position, std=0.02)
         self.context_embed = copy.deepcopy(body.patch_embed) if separate_projector else None
+        self.context_blocks = copy.deepcopy(body.blocks) if separate_blocks else None
         table = body.pos_embed if separate_projector else None
         self.context_pos_embed = None if table is None else nn.Parameter(table.detach().clone())
 
     @property
     def stages(self) -> list[_VitStage]:
         """One stage of all blocks."""
-        return [_VitStage([_VitBlock(block) for block in self.body.blocks])]
+        context = None if self.context_blocks is None else [_VitBlock(block) for block in self.context_blocks]
+        return [_VitStage([_VitBlock(block) for block in self.body.blocks], context)]
 
     def embed(self, image: Tensor, scale: Scale) -> Tensor:
         """(B, bands, size, size) -> (B, N, C), positions added."""
@@ -86,8 +90,9 @@ def vit(
     patch_size: int = 16,
     drop_path: float = 0.0,
     final_norm: bool = False,
+    share_blocks: bool = True,
 ) -> VitTrunk:
-    """A ViT without class token.
+    """A ViT without class token; ``share_blocks`` False: each scale has blocks of its own.
 
     ``final_norm`` is off because the authors' networks have none: timm moves the norm behind the pooling of a
     classifier, which a segmentation head never reaches, and the published weights were trained so.
@@ -108,7 +113,7 @@ def vit(
         drop_path_rate=drop_path,
         final_norm=final_norm,
     )
-    return VitTrunk(body, relays, separate_projector)
+    return VitTrunk(body, relays, separate_projector, not share_blocks)
 
 
 def timm_vit(
@@ -164,6 +169,7 @@ class _VitStage:
     """A ViT has one resolution: nothing leads into its only stage."""
 
     blocks: list[_VitBlock]
+    context_blocks: list[_VitBlock] | None = None
 
     def merge(self, tokens: Tensor) -> Tensor:
         return tokens
