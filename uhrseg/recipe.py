@@ -102,7 +102,11 @@ class ModelTable(_Table):
     """The network; absent sizes are the trunk's own."""
 
     trunk: str = Field(description="Name of the trunk, a key of `uhrseg models list`, e.g. 'swinv2_s'.")
-    strategy: str = Field("relays", description="'relays' (two scales), 'registers' or 'single' (one scale).")
+    strategy: str = Field(
+        "relays",
+        description="'relays' (two scales), 'registers' or 'single' (one scale); to compare with: 'downsampling', "
+        "'decision_fusion', 'token_concat'.",
+    )
     relays: int = Field(4, ge=1, description="Number of relay tokens (paper: 4).")
     order: Literal["sequential", "parallel"] = Field(
         "sequential", description="Context before local in every block (paper, Eq. 4-5), or both at once."

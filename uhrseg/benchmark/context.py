@@ -39,6 +39,8 @@ FULL, QUICK = Size(), Size(steps=2, batch=2, train=1, val=1, sites=2)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "sliding window": {"strategy": "single"},
     "registers": {"strategy": "registers"},
+    "downsampling": {"strategy": "downsampling"},
+    "decision fusion": {"strategy": "decision_fusion"},
     "relays, parallel": {"strategy": "relays", "order": "parallel"},
     "relays": {"strategy": "relays"},
 }

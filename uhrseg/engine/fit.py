@@ -56,7 +56,10 @@ def load_model(model: str | Path) -> tuple[nn.Module, ModelCard]:
     if sha256_of(weights) != card.weights.sha256:
         raise InputError(f"{weights} is not the file its card describes (sha256 differs): fetch or write it again")
     bands, classes = len(card.input.band), len(card.legend)
-    module = models.build(**card.architecture, bands=bands, classes=classes, size=card.window.size)
+    module = models.build(
+        **card.architecture, bands=bands, classes=classes, size=card.window.size,
+        context_factor=card.window.context_factor,
+    )  # fmt: skip
     models.load_weights(module, weights)
     return module.eval(), card
 
@@ -110,10 +113,10 @@ def _name(scene: Scene) -> str:
 def check_windows(module: nn.Module, card: ModelCard) -> None:
     """Raise `InputError` when card and network disagree about whether there is a context window."""
     wants = getattr(module, "strategy", None)
-    if wants is not None and (wants == "relays") != (card.window.context_factor is not None):
+    if wants is not None and (wants in models.TWO_SCALES) != (card.window.context_factor is not None):
         raise InputError(
-            f"model {card.name}: strategy = {wants!r} but context_factor = {card.window.context_factor}: relays need a "
-            "context window and other strategies take none; correct its card.toml"
+            f"model {card.name}: strategy = {wants!r} but context_factor = {card.window.context_factor}: "
+            f"{', '.join(models.TWO_SCALES)} need a context window, others take none; correct its card.toml"
         )
 
 

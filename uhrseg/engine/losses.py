@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Losses", "crop_context", "loss_normalisers", "relay_loss"]
+from uhrseg.models.fusion import crop_context
+
+__all__ = ["Losses", "loss_normalisers", "relay_loss"]
 
 
 class Logits(Protocol):
@@ -95,16 +97,6 @@ def loss_normalisers(
         return torch.stack([pixels, pixels, pixels]).float()
     targets, valid = pooled_labels(labels, classes, factor, ignore)
     return torch.stack([pixels, (_weighted(targets, class_weights) * valid).sum(), valid.sum()]).float()
-
-
-def crop_context(context_logits: Tensor, factor: int) -> Tensor:
-    """The centre (B, C, S/f, S/f) of context logits (B, C, S, S): the extent of the local window."""
-    size = context_logits.shape[-1]
-    if size % factor or (size - size // factor) % 2:
-        raise ValueError(f"a context window of {size} px has no centred crop for factor {factor}")
-    side = size // factor
-    start = (size - side) // 2
-    return context_logits[..., start : start + side, start : start + side]
 
 
 def pooled_labels(labels: Tensor, classes: int, factor: int, ignore: int) -> tuple[Tensor, Tensor]:

@@ -218,7 +218,7 @@ def _new_state(recipe: Recipe, device: torch.device) -> State:
     data = recipe.data
     module = models.build(
         **recipe.model.architecture, bands=len(data.band), classes=len(data.class_), size=recipe.window.size,
-        pretrained=recipe.model.pretrained,
+        pretrained=recipe.model.pretrained, context_factor=recipe.context_factor,
     ).to(device)  # fmt: skip
     optimizer = AdamW(module.parameters(), lr=recipe.train.lr, weight_decay=recipe.train.weight_decay)
     return State(module, optimizer, schedule.plateau(optimizer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uhrseg.models.build import MODELS, build
-from uhrseg.models.segmenter import SegOutput
+from uhrseg.models.segmenter import TWO_SCALES, SegOutput
 from uhrseg.models.weights import load_weights, save_weights
 
-__all__ = ["MODELS", "SegOutput", "build", "load_weights", "save_weights"]
+__all__ = ["MODELS", "TWO_SCALES", "SegOutput", "build", "load_weights", "save_weights"]

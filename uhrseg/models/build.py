@@ -23,7 +23,7 @@ from uhrseg.models.segmenter import Segmenter, Strategy
 from uhrseg.models.swin import SwinTrunk
 from uhrseg.models.threshold import Threshold
 from uhrseg.models.unet import NluUnetHead, UnetHead
-from uhrseg.models.vit import timm_vit, vit
+from uhrseg.models.vit import VitTrunk, timm_vit, vit
 
 __all__ = ["HEADS", "MODELS", "ModelEntry", "build"]
 
@@ -76,6 +76,8 @@ HEADS: dict[str, type[nn.Module]] = {
 
 _TIMM = "timm:"
 _STRATEGIES: tuple[str, ...] = get_args(Strategy)
+_WITH_TOKENS = ("relays", "registers")
+_BOTH_EMBEDDED = ("relays", "decision_fusion", "token_concat")  # strategies in which both scales have patches
 
 
 def build(
@@ -90,12 +92,15 @@ def build(
     share_projector: bool = True,
     head: str = "linear",
     pretrained: bool | str = False,
+    context_factor: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Make a network ``model(local, context) -> SegOutput`` for windows of ``size`` pixels.
 
     trunk: a name in `MODELS`, or 'timm:NAME' for any plain timm VisionTransformer.
-    strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or 'single' (one scale, none).
+    strategy: 'relays' (both scales), 'registers' (one scale with ``relays`` tokens) or 'single' (one scale, none);
+    to compare with (paper, Tables 3 and 6): 'downsampling', 'decision_fusion', 'token_concat' (ViT only).
+    context_factor: how many times as wide the context window is; only 'downsampling' and 'decision_fusion' need it.
     order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13). share_projector: both scales use one projection.
     head: a name in `HEADS`. pretrained: True for timm's weights, or a path; ``model.pretrained`` then reports.
     options: of the trunk (embed_dim, depth or depths, heads, window, patch_size, drop_path, final_norm) or of the
@@ -111,14 +116,19 @@ def build(
     _lookup("strategy", strategy, _STRATEGIES)
     _lookup("order", order, ORDERS)
     make_head = _lookup("head", head, HEADS)
-    if relays < 1 and strategy != "single":
+    if strategy in ("downsampling", "decision_fusion") and (context_factor is None or size % (2 * context_factor)):
+        raise InputError(
+            f"strategy = {strategy!r} cuts the centre out of the context: give a context_factor of which twice divides "
+            f"size = {size}, not {context_factor}"
+        )
+    if relays < 1 and strategy in _WITH_TOKENS:
         raise InputError(f"relays = {relays} with strategy = {strategy!r}: give at least 1, or strategy = 'single'")
     trunk_names, head_names = _options_of(entry.trunk, 4), _options_of(make_head, 4)
     _known(trunk, options, trunk_names | head_names)
     if options.get("share_blocks") is False and strategy != "relays":
         raise InputError(f"share_blocks = false with strategy = {strategy!r}: only 'relays' has two scales")
-    tokens = 0 if strategy == "single" else relays
-    separate = strategy == "relays" and not share_projector
+    tokens = relays if strategy in _WITH_TOKENS else 0
+    separate = strategy in _BOTH_EMBEDDED and not share_projector
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}
     body = entry.trunk(bands, size, tokens, separate, **given)
     chosen = {k: v for k, v in {**entry.defaults, **options}.items() if k in head_names}
@@ -127,7 +137,9 @@ def build(
     top = make_head(body.channels, body.strides, classes, bands, **chosen)
     if isinstance(body, PyramidTrunk) and top.last_only:
         body.drop_lower_norms()
-    model = Segmenter(body, top, strategy, order, bands)  # type: ignore[arg-type]
+    if strategy == "token_concat" and not isinstance(body, VitTrunk):
+        raise InputError(f"strategy = 'token_concat' needs a trunk that attends everywhere (a ViT), not {trunk!r}")
+    model = Segmenter(body, top, strategy, order, bands, context_factor)  # type: ignore[arg-type]
     if pretrained:
         model.pretrained = load_pretrained(body, entry.timm_name, pretrained)
     return model

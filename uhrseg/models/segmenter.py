@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError
+from uhrseg.models.fusion import concatenated, enlarged_centre
 from uhrseg.models.pretrained import PretrainedReport
 from uhrseg.models.relay import Order, one_scale, two_scales
 
-__all__ = ["SegOutput", "Segmenter", "Strategy"]
+__all__ = ["TWO_SCALES", "SegOutput", "Segmenter", "Strategy"]
 
-Strategy = Literal["single", "registers", "relays"]
+Strategy = Literal["single", "registers", "relays", "downsampling", "decision_fusion", "token_concat"]
+
+TWO_SCALES: tuple[Strategy, ...] = ("relays", "downsampling", "decision_fusion", "token_concat")
+"""Strategies that take a context window; the others refuse one."""
 
 
 class SegOutput(NamedTuple):
@@ -26,30 +30,66 @@ class SegOutput(NamedTuple):
 class Segmenter(nn.Module):
     """``model(local, context)``: the seam between networks and everything else.
 
-    Strategy ``relays`` takes both windows (Perron et al., section 3.1); ``single`` and ``registers`` only the local
-    one. Inputs are (B, bands, size, size), already scaled. Raises `InputError` for anything else.
+    Perron et al., sections 3.1 and 4.2. ``single`` and ``registers`` take the local window only; ``relays`` and
+    ``token_concat`` let both exchange features; ``decision_fusion`` averages the logits of both; ``downsampling`` reads
+    the context alone. Inputs are (B, bands, size, size), already scaled. Raises `InputError` for anything else.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, strategy: Strategy, order: Order, bands: int) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        strategy: Strategy,
+        order: Order,
+        bands: int,
+        context_factor: int | None = None,
+    ) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
-        self.strategy, self.order, self.bands = strategy, order, bands
+        self.strategy, self.order, self.bands, self.context_factor = strategy, order, bands, context_factor
         self.pretrained: PretrainedReport | None = None
 
     def forward(
         self, local: Tensor, context: Tensor | None = None, with_context_logits: bool | None = None
     ) -> SegOutput:
-        """Segment; ``with_context_logits`` None means "when training"."""
+        """Segment; ``with_context_logits`` None means "when training".
+
+        Strategies whose one result already holds the context's (``downsampling``, ``decision_fusion``) are trained on
+        that result alone, so for them None means no.
+        """
         self._check("local", local)
-        if self.strategy != "relays":
+        if self.strategy not in TWO_SCALES:
             self._refuse_context(context, with_context_logits)
             return SegOutput(self._head(one_scale(self.trunk, local), local))  # type: ignore[arg-type]
         if context is None:
-            raise InputError("a model with relays needs the context window too: call model(local, context)")
+            raise InputError(
+                f"a model with strategy = {self.strategy!r} needs the context window too: call model(local, context)"
+            )
         self._check("context", context)
+        if self.strategy in ("downsampling", "decision_fusion"):
+            return self._fused(local, context, bool(with_context_logits))
         wanted = self.training if with_context_logits is None else with_context_logits
-        f_local, f_context = two_scales(self.trunk, local, context, self.order, wanted)  # type: ignore[arg-type]
-        return SegOutput(self._head(f_local, local), None if f_context is None else self._head(f_context, context))
+        f_local: list[Tensor]
+        f_context: list[Tensor] | None
+        if self.strategy == "token_concat":
+            f_local, f_context = concatenated(self.trunk, local, context)  # type: ignore[arg-type]
+        else:
+            f_local, f_context = two_scales(self.trunk, local, context, self.order, wanted)  # type: ignore[arg-type]
+        given = f_context is not None and wanted
+        return SegOutput(self._head(f_local, local), self._head(f_context, context) if given else None)  # type: ignore[arg-type]
+
+    def _fused(self, local: Tensor, context: Tensor, with_context_logits: bool) -> SegOutput:
+        """The context's logits over the local window, alone or averaged with the local ones."""
+        assert self.context_factor is not None
+        if self.strategy == "downsampling":
+            context_logits = self._head(one_scale(self.trunk, context), context)  # type: ignore[arg-type]
+            logits = enlarged_centre(context_logits, self.context_factor)
+        else:
+            f_local, f_context = two_scales(self.trunk, local, context, self.order, True)  # type: ignore[arg-type]
+            assert f_context is not None
+            context_logits = self._head(f_context, context)
+            logits = 0.5 * (self._head(f_local, local) + enlarged_centre(context_logits, self.context_factor))
+        return SegOutput(logits, context_logits if with_context_logits else None)
 
     def _head(self, tokens: list[Tensor], image: Tensor) -> Tensor:
         """Logits of one scale. On CPU the head takes one sample at a time: its convolutions choose their algorithm by
