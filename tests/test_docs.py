@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.windows import Window
-from shapely import Point
+from shapely import Point, box
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from uhrseg.card import ModelCard
 from uhrseg.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def console_commands(document: Path) -> list[str]:
 
 DOCUMENTED = [
     (document.name, command)
-    for document in (ROOT / "docs" / "cli.md", ROOT / "README.md")
+    for document in (ROOT / "docs" / "cli.md", ROOT / "README.md", ROOT / "examples" / "my_data.md")
     for command in console_commands(document)
 ]
 
@@ -126,6 +127,7 @@ def playgrounds(tmp_path_factory: pytest.TempPathFactory, parcel: Path) -> Playg
         write_crop(parcel, folder / "parcel.tif")
         write_labels(parcel, folder)
         write_crop(parcel, folder / "examples" / "parcel.tif")
+        write_own_data(parcel, folder)
         return folder
 
     return folder_of
@@ -140,6 +142,36 @@ def write_labels(parcel: Path, folder: Path) -> None:
     geopandas.GeoDataFrame(mound, crs=crs).to_file(folder / "labels.gpkg")
     card = (ROOT / "uhrseg" / "weights" / "swinv2-relay" / "card.toml").read_text(encoding="utf-8")
     (folder / "legend.toml").write_text(card, encoding="utf-8")
+
+
+def write_own_data(parcel: Path, folder: Path) -> None:
+    """my_data.toml as it is shipped, and what it names: a raster, and mounds and an area in EPSG:4326."""
+    shutil.copy(ROOT / "recipes" / "my_data.toml", folder)
+    (folder / "my_data").mkdir()
+    write_crop(parcel, folder / "my_data" / "parcel.tif")
+    with rasterio.open(folder / "my_data" / "parcel.tif") as source:
+        left, bottom, right, top = source.bounds
+        crs = source.crs
+    mounds = [Point(x, y).buffer(8) for x in range(int(left) + 30, int(right), 50) for y in (bottom + 60, top - 60)]
+    for name, shapes in {"mounds": mounds, "area": [box(left, bottom, right - 60, top)]}.items():
+        layer = geopandas.GeoDataFrame(geometry=shapes, crs=crs).to_crs(4326)
+        layer.to_file(folder / "my_data" / f"{name}.gpkg")
+
+
+def test_the_walk_through_ends_in_a_model_of_the_drawn_class(playgrounds: Playgrounds) -> None:
+    """After the commands of examples/my_data.md: blocks to look at, and a model that names mounds."""
+    folder = playgrounds("my_data.md")
+    if not (folder / "found.gpkg").exists():
+        pytest.skip("runs after the documented commands of examples/my_data.md")
+    blocks = geopandas.read_file(folder / "runs" / "my_data" / "blocks.geojson")
+    mounds = geopandas.read_file(folder / "my_data" / "mounds.gpkg")
+    for _, part in blocks.groupby("split"):
+        assert mounds.intersects(part.union_all()).any()
+    assert set(blocks["split"]) == {"train", "val"}
+    card = ModelCard.read(folder / "runs" / "my_data" / "model")
+    assert card.legend.names == ["background", "mound"] and card.training["validation"]["accuracy"] > 0
+    found = geopandas.read_file(folder / "found.gpkg")
+    assert found.crs == rasterio.open(folder / "my_data" / "parcel.tif").crs and set(found["class"]) <= {"mound"}
 
 
 def write_crop(parcel: Path, path: Path, mask: Path | None = None) -> None:
