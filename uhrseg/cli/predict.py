@@ -57,6 +57,15 @@ def predict_command(
     ] = None,
     workers: options.Workers = None,
     batch_size: options.BatchSize = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            metavar="local:N|tcp://HOST:PORT",
+            help="Run chunks on dask workers. [one per GPU, if several]",
+        ),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model first; pays on large scenes.")] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     bidx: options.Bidx = None,
@@ -71,7 +80,7 @@ def predict_command(
 ) -> None:
     """Segment rasters into a class map and polygons in their own CRS.
 
-    The suffix of each output decides its format. The result does not depend on --chunk or --workers.
+    The suffix of each output decides its format. The result does not depend on --chunk, --workers or --scheduler.
 
     \b
     Example:
@@ -96,6 +105,8 @@ def predict_command(
         bidx=bands,
         nodata=nodata,
         allow_network=allow_network,
+        scheduler=scheduler,
+        compiled=compiled,
     )
     if dry_run:
         forecast = prediction.forecast()

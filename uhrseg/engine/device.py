@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from uhrseg.card import ModelCard
 from uhrseg.errors import InputError, RunError
 
-__all__ = ["Precision", "Runner", "resolve_device", "resolve_precision"]
+__all__ = ["Precision", "Runner", "default_batch_size", "resolve_device", "resolve_precision"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +54,11 @@ def resolve_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Windows per call of a model: enough to fill the device."""
+    return 4 if device.type == "cpu" else 16
 
 
 def _cpu_has_bf16() -> bool:

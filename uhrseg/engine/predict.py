@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import dask
 import dask.array
 import numpy as np
 import rioxarray  # noqa: F401  (registers DataArray.rio)
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from odc.geo.xr import xr_coords
@@ -21,8 +23,9 @@ from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
-from uhrseg.engine.device import Runner, resolve_device, resolve_precision
-from uhrseg.engine.fit import check_fit, check_windows, load_model, plan_for
+from uhrseg.engine.cluster import Setup, Work, check_scheduler, connect, run_on_cluster
+from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
+from uhrseg.engine.fit import check_fit, check_windows, find_model, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
 from uhrseg.engine.outputs import Outputs, Report
 from uhrseg.errors import InputError
@@ -37,7 +40,22 @@ __all__ = ["DEFAULT_CHUNK", "Prediction", "load_model", "predict", "predict_labe
 DEFAULT_CHUNK = 8192
 """Side of a chunk in pixels. Windows on chunk borders run twice, so chunks are large; memory follows their width."""
 
+CLUSTER_CHUNK = 4096
+"""The same for dask workers: more chunks than workers, and little to repeat when one is lost."""
+
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How chunks run on dask workers; see `uhrseg.engine.cluster.Setup`."""
+
+    scheduler: str
+    model: str | tuple[nn.Module, ModelCard]
+    device: str
+    precision: str
+    batch_size: int | None
+    compiled: bool
 
 
 class Prediction:
@@ -49,7 +67,7 @@ class Prediction:
 
     def __init__(
         self, scene: Scene, runner: Runner, card: ModelCard, plan: TilePlan, ramp: NDArray[np.float32],
-        chunk: int, workers: int, batch_size: int,
+        chunk: int, workers: int, batch_size: int, cluster: ClusterOptions | None = None,
     ) -> None:  # fmt: skip
         self.scene = scene
         self.card = card
@@ -58,6 +76,7 @@ class Prediction:
         self.chunk = chunk
         self.workers = workers
         self.batch_size = batch_size
+        self.cluster = cluster
         self._derived = check_fit(scene, card)
         self._ramp = ramp
         self._preparing = threading.Lock()
@@ -66,7 +85,8 @@ class Prediction:
     def _build_coarse(self, folder: Path) -> Coarse:
         window = self.card.window
         with gdal_settings(self.scene.paths):
-            return build_coarse(self._derived, window.context_factor, folder, window.context)
+            in_memory = self.cluster is None  # workers are other processes
+            return build_coarse(self._derived, window.context_factor, folder, window.context, in_memory=in_memory)
 
     def _lazy_job(self) -> Job:
         """The job of `labels`; its coarse grid lives in the temporary folder as long as this prediction."""
@@ -139,9 +159,35 @@ class Prediction:
         self.runner.seconds = 0.0
         with gdal_settings(self.scene.paths), outputs, self._build_coarse(outputs.folder) as coarse:
             job = self._job(coarse, outputs.needs_confidence, outputs.needs_probabilities)
-            read_s = self._run(job, outputs.take, progress)
+            where = str(self.runner.device), self.runner.precision
+            if self.cluster is None:
+                read_s = self._run(job, outputs.take, progress)
+            else:
+                read_s, where = self._run_on_cluster(self.cluster, job, outputs, progress)
             outputs.finish()
-        return outputs.report(self.runner, self.windows, read_s, time.perf_counter() - started)
+        report = outputs.report(self.runner, self.windows, read_s, time.perf_counter() - started)
+        return replace(report, device=where[0], precision=where[1])
+
+    def _run_on_cluster(
+        self, options: ClusterOptions, job: Job, outputs: Outputs, progress: Progress | None
+    ) -> tuple[float, tuple[str, str]]:
+        """Run all chunks on dask workers: seconds spent reading, over all of them, and their devices and precision."""
+        setup = Setup(
+            options.model, options.device, options.precision, options.batch_size, options.compiled, job,
+            self.scene.paths, outputs.folder.resolve(),
+        )  # fmt: skip
+        counter, works = _Counter(self.windows, progress), list[Work]()
+
+        def finished(chunk: Chunk, work: Work) -> None:
+            works.append(work)
+            counter.tick(work.windows)
+
+        with connect(options.scheduler) as client:
+            run_on_cluster(client, setup, self.chunks, lambda chunk, strip: outputs.take(strip), finished)
+        self.runner.seconds = sum(w.model_s for w in works)
+        device = ", ".join(sorted({w.device for w in works}))
+        precision = ", ".join(sorted({w.precision for w in works}))
+        return sum(w.read_s for w in works), (device, precision)
 
     def _run(self, job: Job, take: Callable[[Strip], None], progress: Progress | None) -> float:
         """Run all chunks over dask's threads; returns the seconds spent reading (beside the model's work)."""
@@ -201,14 +247,18 @@ def predict(
     bidx: Sequence[int] | None = None,
     nodata: float | None = None,
     allow_network: bool = False,
+    scheduler: str | None = None,
+    compiled: bool = False,
 ) -> Prediction:
     """Check that model and scene fit, and plan the prediction; nothing is computed yet.
 
     `sources`: a file, several, a folder or a glob (one mosaic). `model`: a shipped model's name, a model folder, or a
     module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
     pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on
-    a CPU, 16 elsewhere). The labels do not depend on `chunk` or `workers`. Raises `InputError` when anything does not
-    fit.
+    a CPU, 16 elsewhere). `scheduler`: run chunks on dask workers, ``local:N`` processes on this machine or those of a
+    scheduler ``tcp://HOST:PORT``, which must see sources, model and outputs under the same paths; by default one
+    process per GPU where there are several. `compiled`: torch.compile the model, which pays on large scenes. The
+    labels do not depend on `chunk`, `workers` or `scheduler`. Raises `InputError` when anything does not fit.
     """
     for name, value in {"chunk": chunk, "workers": workers, "batch size": batch_size}.items():
         if value is not None and value < 1:
@@ -217,11 +267,25 @@ def predict(
     check_windows(module, card)
     scene = Scene.open(sources, bidx, nodata, allow_network)
     plan = plan_for(scene, card, overlap)
-    where = resolve_device(device)
-    batch = batch_size or (4 if where.type == "cpu" else 16)
-    runner = Runner(module, card, where, resolve_precision(precision, where), batch)
+    scheduler = scheduler or _one_worker_per_gpu(device)
+    cluster = None
+    if scheduler is not None:
+        check_scheduler(scheduler)
+        given = model if isinstance(model, tuple) else str(find_model(model).resolve())
+        cluster = ClusterOptions(scheduler, given, device, precision, batch_size, compiled)
+    where = resolve_device("cpu" if cluster else device)  # the workers have the devices
+    how = resolve_precision("auto" if cluster else precision, where)
+    batch = batch_size or default_batch_size(where)
+    runner = Runner(module, card, where, how, batch, compiled and cluster is None)
     ramp = make_ramp(taper, plan.overlap)
-    return Prediction(scene, runner, card, plan, ramp, chunk or DEFAULT_CHUNK, workers or 1, batch)
+    side = chunk or (CLUSTER_CHUNK if cluster else DEFAULT_CHUNK)
+    return Prediction(scene, runner, card, plan, ramp, side, workers or 1, batch, cluster)
+
+
+def _one_worker_per_gpu(device: str) -> str | None:
+    """Several GPUs are used by default, by one process each."""
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") and torch.cuda.is_available() else 0
+    return f"local:{gpus}" if gpus > 1 else None
 
 
 def predict_labels(

@@ -11,7 +11,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rasterio
@@ -42,10 +42,17 @@ class Coarse:
     end of a `with` block, or when nobody holds the grid any more.
     """
 
-    def __init__(self, padding: NDArray[np.float32], path: str | None) -> None:
+    def __init__(self, padding: NDArray[np.float32], path: str | None, owned: bool = True) -> None:
         self.padding = padding
+        self._path = path
         self._grid = Scene.open(path) if path else None
-        self._remove = weakref.finalize(self, _delete, path)
+        self._remove = weakref.finalize(self, _delete, path if owned else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process reads the same file, which must be on disk, and does not remove it."""
+        if self._path and self._path.startswith("/vsimem/"):
+            raise TypeError("a coarse grid in memory cannot go to another process: build it with in_memory=False")
+        return Coarse, (self.padding, self._path, False)
 
     @property
     def geobox(self) -> GeoBox:

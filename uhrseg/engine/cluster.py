@@ -1,0 +1,238 @@
+"""Chunks on dask.distributed workers: each process loads the model once, on its own device.
+
+A worker writes a chunk's strips to one file in a folder that all see (the one beside the outputs), and the client
+copies them into the outputs: no process ever holds more than a strip. A chunk whose worker is lost is run again by
+another worker; dask sees to that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
+from distributed.comm.core import CommClosedError
+from distributed.diagnostics.plugin import WorkerPlugin
+from numpy.lib import format as npy
+from torch import nn
+
+from uhrseg.card import ModelCard
+from uhrseg.engine.chunks import Job, Strip, run_chunk
+from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
+from uhrseg.engine.fit import load_model
+from uhrseg.errors import InputError, RunError
+from uhrseg.geo.plan import Chunk
+from uhrseg.geo.scene import gdal_settings
+
+__all__ = ["Setup", "Work", "check_scheduler", "connect", "device_of_worker", "run_on_cluster"]
+
+_LOCAL = re.compile(r"local:([1-9]\d*)")
+_CONNECT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to run chunks: a model's name, folder, or module with card; and how to run it."""
+
+    model: str | tuple[nn.Module, ModelCard]
+    device: str
+    precision: str
+    batch_size: int | None  # None: the device's default
+    compiled: bool
+    job: Job
+    sources: tuple[str, ...]
+    folder: Path  # seen by all workers and the client
+
+
+@dataclass(frozen=True)
+class Work:
+    """A finished chunk: where its strips lie, and what it took."""
+
+    path: str
+    windows: int
+    read_s: float
+    model_s: float
+    device: str
+    precision: str
+
+
+def check_scheduler(scheduler: str) -> None:
+    """Raise `InputError` unless it is ``local:N`` or an address."""
+    if not _LOCAL.fullmatch(scheduler) and "://" not in scheduler:
+        raise InputError(
+            f"scheduler {scheduler!r} is not known: give local:N (N worker processes here) or tcp://HOST:PORT"
+        )
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator[Client]:
+    """A client of the scheduler at an address, or of ``local:N`` worker processes that live as long as the block.
+
+    Raises `InputError` when nobody answers.
+    """
+    check_scheduler(scheduler)
+    local = _LOCAL.fullmatch(scheduler)
+    if local:
+        # Memory is bounded by construction; dask's limit would pause or kill workers for memory that GDAL may cache.
+        with LocalCluster(
+            int(local[1]), threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+        ) as cluster, Client(cluster) as client:  # fmt: skip
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no dask scheduler answers at {scheduler} ({error}): start one with dask scheduler"
+        ) from error
+    with client:
+        yield client
+
+
+def run_on_cluster(
+    client: Client, setup: Setup, chunks: Sequence[Chunk], take: Callable[[Chunk, Strip], None],
+    finished: Callable[[Chunk, Work], None],
+) -> None:  # fmt: skip
+    """Run chunks on the client's workers; `take` gets every strip and `finished` every chunk, in this thread.
+
+    The strips are those of `run_chunk`. Chunks of lost workers are run again elsewhere. Raises what a chunk raised,
+    and `RunError` when workers die of one chunk again and again or the scheduler is lost.
+    """
+    plugin = _Worker(setup)
+    try:
+        client.register_plugin(plugin, name=plugin.name)
+        futures = {client.submit(_run, plugin.name, i, c, pure=False): c for i, c in enumerate(chunks)}
+        for future in as_completed(futures):
+            chunk, work = futures.pop(future), future.result()
+            for strip in _read_part(Path(work.path), chunk):
+                take(chunk, strip)
+            os.remove(work.path)
+            finished(chunk, work)
+            future.release()
+        client.unregister_worker_plugin(plugin.name)
+    except KilledWorker as error:
+        raise RunError(
+            f"workers died of one chunk again and again ({error}): see their logs; if memory ran out, choose a smaller "
+            "--chunk or --batch-size"
+        ) from error
+    except CommClosedError as error:
+        raise RunError(f"the dask scheduler was lost ({error})") from error
+
+
+class _Worker(WorkerPlugin):
+    """Travels to every worker, those that join later too; loads the model at the first chunk."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.name = f"uhrseg-{uuid.uuid4().hex}"
+        self.setup_ = setup
+        self._runner: Runner | None = None
+        self._loading: Any = None
+
+    def setup(self, worker: Any) -> None:
+        """Called by dask on the worker."""
+        self._worker_name = worker.name
+        self._loading = threading.Lock()
+
+    def run(self, index: int, chunk: Chunk) -> Work:
+        """Run one chunk and write its strips."""
+        with self._loading:
+            self._runner = runner = self._runner or self._load()
+        job = replace(self.setup_.job, batch_size=runner.batch_size)
+        windows, read_s, before = 0, 0.0, runner.seconds
+
+        def count(more: int) -> None:
+            nonlocal windows
+            windows += more
+
+        path = self.setup_.folder / f"chunk-{index:06d}.zip"
+        with gdal_settings(self.setup_.sources), _part(path) as part:
+            for number, (strip, seconds) in enumerate(run_chunk(job, runner, chunk, threading.Event(), count)):
+                _write_strip(part, number, strip)
+                read_s += seconds
+        return Work(str(path), windows, read_s, runner.seconds - before, str(runner.device), runner.precision)
+
+    def _load(self) -> Runner:
+        setup = self.setup_
+        module, card = setup.model if isinstance(setup.model, tuple) else load_model(setup.model)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = resolve_device(device_of_worker(setup.device, self._worker_name, gpus))
+        precision = resolve_precision(setup.precision, device)
+        batch = setup.batch_size or default_batch_size(device)
+        return Runner(module, card, device, precision, batch, setup.compiled)
+
+
+def _run(plugin: str, index: int, chunk: Chunk) -> Work:
+    """The task that dask runs."""
+    worker = cast(_Worker, get_worker().plugins[plugin])
+    return worker.run(index, chunk)
+
+
+def device_of_worker(device: str, worker: str | int, gpus: int) -> str:
+    """The device of a worker among those of a machine with `gpus` GPUs: each takes the next one.
+
+    dask's local clusters name their workers 0, 1, 2; job queues end their names in such a number.
+    """
+    number = re.search(r"\d+$", str(worker))
+    if device not in ("auto", "cuda") or gpus < 2 or number is None:
+        return device
+    return f"cuda:{int(number[0]) % gpus}"
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A file of strips that takes its name when complete: a lost worker leaves none that looks whole."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as part:
+            yield part
+        os.replace(draft, path)
+    except OSError as error:
+        raise RunError(f"cannot write {draft} ({error}): the folder must be one that all workers share") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+_PLANES = ("labels", "confidence", "probabilities")
+
+
+def _write_strip(part: zipfile.ZipFile, number: int, strip: Strip) -> None:
+    for name in _PLANES:
+        plane = getattr(strip, name)
+        if plane is not None:
+            with part.open(f"{number:06d} {strip.rows.start} {name}", "w", force_zip64=True) as file:
+                npy.write_array(file, np.ascontiguousarray(plane), allow_pickle=False)
+
+
+def _read_part(path: Path, chunk: Chunk) -> Iterator[Strip]:
+    """The strips of a chunk, one in memory at a time; the archive's checksums are checked on the way."""
+    try:
+        with zipfile.ZipFile(path) as part:
+            names = sorted({name.rsplit(" ", 1)[0] for name in part.namelist()})
+            for name in names:
+                planes = {p: _read_plane(part, f"{name} {p}") for p in _PLANES}
+                labels, top = planes["labels"], int(name.split()[1])
+                assert labels is not None, "every strip has labels"
+                yield Strip(
+                    slice(top, top + len(labels)), chunk.cols, labels, planes["confidence"], planes["probabilities"]
+                )
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"cannot read what a worker wrote to {path} ({error}): do all workers share this folder?"
+        ) from error
+
+
+def _read_plane(part: zipfile.ZipFile, name: str) -> Any:
+    if name not in part.namelist():
+        return None
+    with part.open(name) as file:
+        return npy.read_array(file, allow_pickle=False)
