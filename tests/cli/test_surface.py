@@ -21,7 +21,8 @@ SURFACE = {
     "predict": TALK
     | READ
     | {"--batch-size", "--chunk", "--classes", "--device", "--dry-run", "--json", "--min-area", "--model", "--output"}
-    | {"--compile", "--overlap", "--overwrite", "--precision", "--probabilities", "--scheduler", "--taper", "--workers", "-o"},
+    | {"--compile", "--overlap", "--overwrite", "--precision", "--probabilities", "--scheduler", "--taper"}
+    | {"--workers", "-o"},
     "train": TALK | {"--fast-dev-run", "--output", "--resume", "--set", "-o"},
     "models list": TALK | {"--json"},
     "models show": TALK | {"--json"},
