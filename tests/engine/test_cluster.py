@@ -11,7 +11,7 @@ import rasterio
 from distributed import Client, LocalCluster
 
 from tests.rasters import RELIEF, SMALL_SWIN, make_card, make_model, save_model, terrain, write_raster
-from uhrseg.engine.cluster import device_of_worker
+from uhrseg.engine.cluster import absolute, device_of_worker
 from uhrseg.engine.predict import predict
 from uhrseg.errors import InputError
 
@@ -62,6 +62,13 @@ def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(tmp_path: P
 )  # fmt: skip
 def test_workers_of_one_machine_share_its_gpus(device: str, worker: str | int, gpus: int, expected: str) -> None:
     assert device_of_worker(device, worker, gpus) == expected
+
+
+def test_sources_have_names_that_hold_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["a.tif", tmp_path / "b.tif", "*.tif", "https://host/c.tif", "/vsizip/d.zip/d.tif"]
+    assert absolute(given) == [str(tmp_path / n) for n in ("a.tif", "b.tif", "*.tif")] + given[3:]
+    assert absolute("a.tif") == [str(tmp_path / "a.tif")]
 
 
 @pytest.mark.parametrize("scheduler", ["local:0", "local", "somewhere"])

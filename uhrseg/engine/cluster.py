@@ -34,7 +34,7 @@ from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import Chunk
 from uhrseg.geo.scene import gdal_settings
 
-__all__ = ["Setup", "Work", "check_scheduler", "connect", "device_of_worker", "run_on_cluster"]
+__all__ = ["Setup", "Work", "absolute", "check_scheduler", "connect", "device_of_worker", "run_on_cluster"]
 
 _LOCAL = re.compile(r"local:([1-9]\d*)")
 _CONNECT_SECONDS = 30
@@ -72,6 +72,13 @@ def check_scheduler(scheduler: str) -> None:
         raise InputError(
             f"scheduler {scheduler!r} is not known: give local:N (N worker processes here) or tcp://HOST:PORT"
         )
+
+
+def absolute(sources: str | Path | Sequence[str | Path]) -> list[str]:
+    """Sources under names that hold in any working folder: paths and globs made absolute, GDAL's own names kept."""
+    given = [sources] if isinstance(sources, str | Path) else sources
+    names = [str(source) for source in given]
+    return [n if ":" in n or n.startswith("/vsi") else str(Path(n).expanduser().absolute()) for n in names]
 
 
 @contextmanager

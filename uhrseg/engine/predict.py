@@ -23,7 +23,7 @@ from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
-from uhrseg.engine.cluster import Setup, Work, check_scheduler, connect, run_on_cluster
+from uhrseg.engine.cluster import Setup, Work, absolute, check_scheduler, connect, run_on_cluster
 from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
 from uhrseg.engine.fit import check_fit, check_windows, find_model, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
@@ -265,9 +265,9 @@ def predict(
             raise InputError(f"{name} is {value}, but must be at least 1")
     module, card = model if isinstance(model, tuple) else load_model(model)
     check_windows(module, card)
-    scene = Scene.open(sources, bidx, nodata, allow_network)
-    plan = plan_for(scene, card, overlap)
     scheduler = scheduler or _one_worker_per_gpu(device)
+    scene = Scene.open(absolute(sources) if scheduler else sources, bidx, nodata, allow_network)
+    plan = plan_for(scene, card, overlap)
     cluster = None
     if scheduler is not None:
         check_scheduler(scheduler)

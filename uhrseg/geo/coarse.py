@@ -151,7 +151,7 @@ def _scene_mean(derived: Derived) -> NDArray[np.float32]:
 def _grid_path(grid: GeoBox, channels: int, folder: Path | None, in_memory: bool) -> str:
     name = f"coarse-{uuid.uuid4().hex}.tif"
     small = in_memory and math.prod(grid.shape) * channels * _CELL_BYTES <= _IN_MEMORY
-    return f"/vsimem/{name}" if small or folder is None else str(folder / name)
+    return f"/vsimem/{name}" if small or folder is None else str(folder.resolve() / name)
 
 
 def _write_grid(
