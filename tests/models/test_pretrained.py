@@ -56,6 +56,23 @@ def test_blocks_per_scale_both_start_from_the_file(tmp_path: Path) -> None:
     )
 
 
+def test_flatten_swin_takes_maps_of_another_size(tmp_path: Path) -> None:
+    """From the names and sizes of Han et al.'s code: merging ends a stage there, one norm ends the trunk."""
+    options = {"trunk": "flatten_swin_t", "embed_dim": 8, "depths": (1, 1), "heads": (1, 2), "window": 4}
+    small = build(**options, bands=3, classes=2, size=32, strategy="single").trunk
+    state = small.state_dict()
+    names = {key: re.sub(r"^layers\.1\.downsample", "layers.0.downsample", key) for key in state}
+    theirs = {re.sub(r"^norms\.1", "norm", names[key]): tensor for key, tensor in state.items()}
+    path = stored(theirs, tmp_path / "w.safetensors")
+    model = build(**options, bands=3, classes=2, size=64, pretrained=path)
+    report, place = model.pretrained, "layers.0.blocks.0.attn.positional_encoding"
+    assert report.unused == ()
+    assert set(report.adapted) == {place}
+    assert set(report.missing) == {"relays", "layers.1.relay_projection.weight", "layers.1.relay_projection.bias"}
+    resized = model.trunk.get_parameter(place).view(16, 16, 8)
+    assert resized[:8, :8].mean().item() == pytest.approx(state[place].view(8, 8, 8)[:4, :4].mean().item(), abs=2e-3)
+
+
 @pytest.mark.parametrize("window", [7, 5])
 def test_glam_takes_swins_weights(tmp_path: Path, window: int) -> None:
     """Another window resizes the bias tables; tokens, exchange, relays and the lower norms are new."""

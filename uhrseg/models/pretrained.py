@@ -14,6 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import swin_transformer, swin_transformer_v2, vision_transformer
@@ -128,7 +129,19 @@ def _swin_filter(state: dict[str, Tensor], trunk: PyramidTrunk) -> dict[str, Ten
     state = {re.sub(r"^norm\.", norm, key): tensor for key, tensor in state.items()}
     lacking = {k: v for k, v in state.items() if k.endswith("relative_position_bias_table") and k not in own}
     kept = {key: tensor for key, tensor in state.items() if key not in lacking}
-    return {**swin_transformer.checkpoint_filter_fn(kept, trunk), **lacking}
+    return {**_resample_places(swin_transformer.checkpoint_filter_fn(kept, trunk), trunk), **lacking}
+
+
+def _resample_places(state: dict[str, Tensor], trunk: PyramidTrunk) -> dict[str, Tensor]:
+    """Flatten-Swin's vectors per place of a square map, (1, side * side, C), for maps of another size."""
+    own = trunk.state_dict()
+    for key in [k for k in state if k.endswith(".positional_encoding") and k in own]:
+        old, new = (math.isqrt(table.shape[1]) for table in (state[key], own[key]))
+        grid = state[key].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
+        if old != new:
+            grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True)
+        state[key] = grid.flatten(2).transpose(1, 2)
+    return state
 
 
 def _reshaped(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, str]:
