@@ -68,6 +68,23 @@ def test_a_recipe_becomes_a_model_that_predicts(uhrseg: Uhrseg, recipe: Path, ra
     assert "class" in pyogrio.read_info("out.gpkg")["fields"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trunk": '"glam_t"', "head": '"unet_nlu"', "global_tokens": 2},
+        {"trunk": '"glam_t"', "head": '"upernet_relay"', "head_channels": 8, "faithful": "true", "depths": "[2, 2]"},
+        {"trunk": '"flatten_swin_t"', "faithful": "false"},
+    ],
+    ids=lambda settings: settings["trunk"].strip('"'),
+)
+def test_other_trunks_and_heads_train_and_predict(uhrseg: Uhrseg, recipe: Path, raster: Path, settings: dict) -> None:
+    chosen = [part for key, value in settings.items() for part in ("--set", f"model.{key}={value}")]
+    trained = uhrseg("train", recipe, "-o", "run", "--fast-dev-run", *chosen)
+    assert trained.exit_code == 0, trained.stderr
+    predicted = uhrseg("predict", raster, "--model", "run/model", "-o", "out.tif", "--device", "cpu")
+    assert predicted.exit_code == 0, predicted.stderr
+
+
 def test_the_run_folder_is_named_after_the_recipe(uhrseg: Uhrseg, recipe: Path) -> None:
     result = uhrseg("train", recipe, "--fast-dev-run")
     assert result.exit_code == 0, result.stderr
