@@ -56,6 +56,15 @@ def test_training_and_use_agree() -> None:
         torch.testing.assert_close(made.train()(x, 6, 6), made.eval()(x, 6, 6))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_takes_tokens_of_either_precision(dtype: torch.dtype) -> None:
+    """Blocks hand on float32 or bfloat16, depending on what came before."""
+    made, x = attention(), torch.randn(1, 39, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = made(x.to(dtype), 6, 6)
+    torch.testing.assert_close(y.float(), made(x, 6, 6).detach(), atol=0.1, rtol=0.1)
+
+
 def test_the_positional_term_is_kept_unless_faithful() -> None:
     sizes = {"bands": 3, "classes": 2, "size": 64, "embed_dim": 8, "depths": (1, 1), "heads": (1, 2), "window": 4}
     kept, published = build("flatten_swin_t", **sizes), build("flatten_swin_t", **sizes, faithful=True)

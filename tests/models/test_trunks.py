@@ -69,9 +69,11 @@ def test_shape_and_determinism(name: str, bands: int) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("precision", ["float32", "autocast"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
 def test_logits_do_not_depend_on_the_batch(name: str, precision: str) -> None:
     model, (local, context) = make(name), images(batch=5)
+    if precision == "bfloat16":
+        model, local, context = model.to(torch.bfloat16), local.to(torch.bfloat16), context.to(torch.bfloat16)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         whole = model(local, context).logits
         for part in (slice(0, 1), slice(1, 5), slice(4, 5)):

@@ -47,9 +47,9 @@ class FocusedLinearAttention(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """x (B, N, C), patches first, then relays -> the same shape."""
-        patches = height * width
+        patches, qkv = height * width, self.qkv(x)
         with no_autocast(x.device):  # third powers and their sums over thousands of tokens want float32
-            q, k, v = self._features(x, patches)  # (B, h, N, d)
+            q, k, v = self._features(qkv.float(), patches)  # (B, h, N, d)
             context = k.transpose(-2, -1) @ v / x.shape[1]  # (B, h, d, d)
             # Not a matrix product: with one column, torch's rounds differently for different batches.
             share = (q * k.mean(-2, keepdim=True)).sum(-1, keepdim=True)  # (B, h, N, 1)
@@ -58,13 +58,13 @@ class FocusedLinearAttention(nn.Module):
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
-    def _features(self, x: Tensor, patches: int) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = F.linear(x, self.qkv.weight, self.qkv.bias).float().chunk(3, -1)
+    def _features(self, qkv: Tensor, patches: int) -> tuple[Tensor, Tensor, Tensor]:
+        (q, k, v), count = qkv.chunk(3, -1), qkv.shape[1]
         if self.positional_encoding is not None:
-            k = k + F.pad(self.positional_encoding.float(), (0, 0, 0, x.shape[1] - patches))
+            k = k + F.pad(self.positional_encoding.float(), (0, 0, 0, count - patches))
         scale = F.softplus(self.scale.float())
         parts = torch.cat((_focused(q, scale), _focused(k, scale), v), -1)
-        q, k, v = split_heads(parts, 3, x.shape[1], self.heads)
+        q, k, v = split_heads(parts, 3, count, self.heads)
         return q, k, v
 
     def _convolve(self, v: Tensor, height: int, width: int) -> Tensor:
