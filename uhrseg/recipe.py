@@ -172,6 +172,14 @@ class TrainTable(_Table):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
     workers: int = Field(1, ge=0, description="Processes that make samples; 0: the training process itself.")
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: not clipped.")
+    activation_checkpointing: bool = Field(
+        False, description="Whether blocks are computed again in the backward pass: less memory, a third slower."
+    )
+    compile: bool = Field(False, description="Whether torch.compile makes the network faster (minutes at the start).")
+    keep: Literal["best", "last"] | None = Field(
+        None,
+        description="Weights in model/: of the best validation mIoU or the last. Default: best with a val split.",
+    )
     val_every: int = Field(1, ge=0, description="Epochs between two validations; 0: only at the end.")
     checkpoint_every: int = Field(200, ge=1, description="Steps between two checkpoints.")
     prior_bias: bool = Field(
@@ -224,7 +232,14 @@ class Recipe(_Table):
             raise ValueError(f"loss.class_weights has {len(weights)} values for {len(self.data.class_)} classes")
         if self.train.schedule == "plateau" and not self.data.validates:
             raise ValueError("train.schedule = 'plateau' needs rasters in data.val, or data.blocks, or use 'cosine'")
+        if self.train.keep == "best" and not self.data.validates:
+            raise ValueError("train.keep = 'best' needs a validation split: name rasters in data.val, or keep 'last'")
         return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether ``model/`` takes the weights of the best validation; else those of the last step."""
+        return self.data.validates and self.train.keep != "last"
 
     @property
     def context_factor(self) -> int | None:

@@ -44,7 +44,7 @@ def train_command(
 
     folder = run_dir or Path("runs") / plan.name
     try:
-        model_folder = train(plan, folder, resume=resume, fast_dev_run=fast_dev_run)
+        model_folder = train(plan, folder, resume=resume, fast_dev_run=fast_dev_run, quiet=quiet)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"Interrupted. To go on: {_resume(recipe, folder, overrides or [])}") from stop
     if not quiet:

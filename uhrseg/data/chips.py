@@ -75,6 +75,11 @@ class Chips(Dataset[Chip]):
         chip.update({name: torch.from_numpy(array) for name, array in arrays.items()})  # type: ignore[typeddict-item]
         return chip
 
+    def where(self, key: SampleKey) -> str:
+        """The place of a sample in words: scene, centre and key."""
+        scene, pose, _ = self._place(sample_rng(self.seed, key))
+        return f"index {key[1]} of epoch {key[0]} (scene {scene.name}, centre row {pose.y:g}, column {pose.x:g})"
+
     def _place(self, rng: np.random.Generator) -> tuple[TrainingScene, Pose, NDArray[np.uint8]]:
         """A scene, a pose in it and the labels (S, S) there, by the 80 % rule."""
         for _ in range(_ATTEMPTS):

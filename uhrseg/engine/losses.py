@@ -4,7 +4,8 @@ Shapes: B samples, C classes, S pixels a side, f context factor, s = S / f cells
 
 Every term is a sum over valid places divided by a normaliser that depends on the labels alone. A step made of several
 passes or processes therefore has the loss of one big batch when all of them divide by the step's normalisers
-(`loss_normalisers`, summed over passes and processes).
+(`loss_normalisers`, summed over passes and processes). Dice is a ratio of sums over the batch: its parts need the
+step's sums (`dice_sums`), and then have the big batch's value and, added up, its gradient.
 
 Where the published code differs: with ignored pixels it divides the global term by all cells, valid or not, and does
 not mask the consistency term; here both are means over the cells without any ignored pixel. Without ignored pixels
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from uhrseg.models.fusion import crop_context
 
-__all__ = ["Losses", "loss_normalisers", "relay_loss"]
+__all__ = ["Losses", "dice_sums", "loss_normalisers", "relay_loss"]
 
 
 class Logits(Protocol):
@@ -37,7 +38,10 @@ class Logits(Protocol):
 
 
 class Losses(NamedTuple):
-    """The weighted `total` and its unweighted terms, each a 0-d float32 tensor."""
+    """The weighted `total` and its unweighted terms, each a 0-d float32 tensor.
+
+    Over the passes of a step everything adds up but Dice, whose value is that of the whole step in each of them.
+    """
 
     total: Tensor
     local: Tensor
@@ -56,11 +60,13 @@ def relay_loss(
     class_weights: Tensor | None = None,
     dice_weight: float = 0.0,
     normalisers: Tensor | None = None,
+    dice_totals: Tensor | None = None,
 ) -> Losses:
     """Local cross-entropy + weighted global and consistency terms (+ Dice) of one batch.
 
     `labels` (B, S, S) int64 with `ignore` where nothing is known. An output without context logits has local terms
-    only. `normalisers` (3,) as `loss_normalisers` gives them; default: those of this batch. Computed in float32.
+    only. `normalisers` (3,) as `loss_normalisers` gives them and `dice_totals` (3, C) as `dice_sums` does, over the
+    whole step; default: those of this batch. Computed in float32.
     The consistency term sends gradients into both scales, as published.
     """
     logits = output.logits.float()  # (B, C, S, S)
@@ -68,7 +74,7 @@ def relay_loss(
         normalisers = loss_normalisers(labels, logits.shape[1], factor, ignore, class_weights)
     normalisers = _nonzero(normalisers)
     local = F.cross_entropy(logits, labels, class_weights, ignore_index=ignore, reduction="sum") / normalisers[0]
-    dice = dice_loss(logits, labels, ignore) if dice_weight else local.new_zeros(())
+    dice = dice_loss(logits, labels, ignore, dice_totals) if dice_weight else local.new_zeros(())
     total = local + dice_weight * dice
     global_ = consistency = local.new_zeros(())
     if output.context_logits is not None:
@@ -108,18 +114,26 @@ def pooled_labels(labels: Tensor, classes: int, factor: int, ignore: int) -> tup
     return F.avg_pool2d(one_hot, factor), valid
 
 
-def dice_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+def dice_loss(logits: Tensor, labels: Tensor, ignore: int, totals: Tensor | None = None) -> Tensor:
     """Soft Dice loss, 1 - 2|PY| / (|P| + |Y|), averaged over the classes that `labels` (B, S, S) hold; 0 for none.
 
-    Sums run over the batch given, so unlike the other terms it is not additive over passes and processes.
-    (Milletari et al. 2016, V-Net, with the denominator unsquared.)
+    With `totals` (3, C), the detached sums of a whole step, the value is the step's and the gradient this batch's part
+    of it: the ratio does not change when all sums are scaled alike, so totals may as well be means over processes
+    whose gradients are averaged. (Milletari et al. 2016, V-Net, with the denominator unsquared.)
     """
+    sums = dice_sums(logits, labels, ignore)
+    if totals is not None:
+        sums = totals + (sums - sums.detach())
+    overlap, predicted, labelled = sums  # (C,) each
+    present = labelled > 0
+    return ((1 - 2 * overlap / _nonzero(predicted + labelled)) * present).sum() / present.sum().clamp(min=1)
+
+
+def dice_sums(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
+    """Per class the overlap |PY|, the predicted |P| and the labelled |Y| over the known pixels: (3, C) float32."""
     targets, known = pooled_labels(labels, logits.shape[1], 1, ignore)
-    probability = logits.softmax(dim=1) * known
-    overlap = (probability * targets).sum(dim=(0, 2, 3))  # (C,)
-    sizes = probability.sum(dim=(0, 2, 3)) + targets.sum(dim=(0, 2, 3))
-    present = targets.sum(dim=(0, 2, 3)) > 0
-    return ((1 - 2 * overlap / _nonzero(sizes)) * present).sum() / present.sum().clamp(min=1)
+    probability = logits.float().softmax(dim=1) * known
+    return torch.stack([x.sum(dim=(0, 2, 3)) for x in (probability * targets, probability, targets)])
 
 
 def _soft_cross_entropy(log_probability: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["RunLog", "replace_file"]
@@ -21,11 +21,18 @@ class RunLog:
     """Writes ``log.jsonl`` and ``metrics.csv`` of `folder`; use it as a context manager.
 
     What an earlier try wrote after step `step` or after `epochs` finished epochs is dropped. `columns` are those of
-    ``metrics.csv``. Processes other than the first write nothing (`writes` false).
+    ``metrics.csv``. Processes other than the first write nothing (`writes` false); `quiet` shows no bar.
     """
 
     def __init__(
-        self, folder: Path, columns: Sequence[str], step: int, epochs: int, total: int, writes: bool = True
+        self,
+        folder: Path,
+        columns: Sequence[str],
+        step: int,
+        epochs: int,
+        total: int,
+        writes: bool = True,
+        quiet: bool = False,
     ) -> None:
         self.log_path, self.metrics_path = folder / "log.jsonl", folder / "metrics.csv"
         self.columns = list(columns)
@@ -37,7 +44,7 @@ class RunLog:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("[bold]training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(), console=console, disable=not (writes and console.is_terminal),
+            TimeRemainingColumn(), console=console, disable=quiet or not (writes and console.is_terminal),
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=total, completed=step, state="")
 
@@ -71,8 +78,8 @@ class RunLog:
         with open(self.metrics_path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar, on a terminal only."""
+    def say(self, text: RenderableType) -> None:
+        """Print text or a table above the bar, on a terminal only."""
         if not self._progress.disable:
             self._progress.console.print(text)
 

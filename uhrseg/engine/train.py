@@ -10,14 +10,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -29,12 +31,26 @@ from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import band_statistics, class_shares, load_scenes
 from uhrseg.data.split import split_rasters, write_blocks
 from uhrseg.engine import schedule
-from uhrseg.engine.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
+from uhrseg.engine.checkpoint import (
+    CHECKPOINT,
+    State,
+    load_best,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from uhrseg.engine.device import resolve_device, resolve_precision
-from uhrseg.engine.losses import Losses, loss_normalisers, relay_loss
 from uhrseg.engine.runlog import RunLog
+from uhrseg.engine.step import TERMS, NotFinite, Step, checkpoint_activations
 from uhrseg.engine.trained import model_card, with_training, write_model
-from uhrseg.engine.validate import reduced, score_columns, score_line, validate
+from uhrseg.engine.trouble import (
+    describe_not_finite,
+    describe_out_of_memory,
+    fitting_batch,
+    is_out_of_memory,
+    release_memory,
+)
+from uhrseg.engine.validate import score_columns, score_table, validate
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import overlap_pixels
 from uhrseg.recipe import Recipe
@@ -44,15 +60,20 @@ __all__ = ["train"]
 
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SPEED = ("samples_per_s", "data_wait")
-_TERMS = ("loss", "local", "global", "consistency", "dice")
+_KEPT = "The last checkpoint is kept"
+_FREE_TO_CHANGE = ("batch_size", "accumulate", "workers", "device", "compile", "activation_checkpointing",
+                   "checkpoint_every", "keep")
+"""Keys of the train table that may differ when a run goes on: they change how it is done, not what."""
 
 
-def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: bool = False) -> Path:
+def train(
+    recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: bool = False, quiet: bool = False
+) -> Path:
     """Train `recipe` into `run_dir` and return the model folder, ready for `predict`.
 
-    `resume` goes on from ``checkpoints/last``; `fast_dev_run` does two small steps to see that all of it works. Raises
-    `InputError` for a recipe that does not fit its data or a run folder in use, and `RunError` when the loss is not
-    finite (the last checkpoint is kept).
+    `resume` goes on from ``checkpoints/last``; `fast_dev_run` does two small steps to see that all of it works; `quiet`
+    shows no progress. Raises `InputError` for a recipe that does not fit its data or a run folder in use, and
+    `RunError` when the loss is not finite or memory runs out (the last checkpoint is kept).
     """
     if fast_dev_run:
         recipe = _shortened(recipe)
@@ -61,6 +82,7 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
     fabric = _launch(device, resolve_precision(recipe.train.precision, device))
     run_dir = Path(run_dir)
     _check_folder(recipe, run_dir, resume)
+    fabric.barrier()  # nobody writes there while others still look
     with tempfile.TemporaryDirectory(prefix="uhrseg-train-") as scratch:
         rasters, val = split_rasters(recipe.data)
         scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch))
@@ -69,24 +91,32 @@ def train(recipe: Recipe, run_dir: Path, resume: bool = False, fast_dev_run: boo
             scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, legend=recipe.data.legend,
             seed=recipe.seed, std=std,
         )  # fmt: skip
-        state = _new_state(recipe, fabric.device)
+        state = _new_state(recipe, fabric)
         shares = class_shares(scenes, len(recipe.data.class_))
         if recipe.train.prior_bias:
             _start_from_shares(state.module, shares)
         if resume:
-            load_checkpoint(state, run_dir)
+            load_checkpoint(fabric, state, run_dir)
         if fabric.is_global_zero:
             (run_dir / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
             recipe.write(run_dir / "recipe.toml")
             if recipe.data.blocks:
                 write_blocks(rasters, run_dir / "blocks.geojson")
         card = model_card(recipe, mean, std)
-        _fit(fabric, recipe, state, chips, card, val, run_dir)
+        _fit(fabric, recipe, state, chips, card, val, run_dir, quiet)
     if fabric.is_global_zero:
-        draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
-        write_model(state.module, with_training(card, recipe, state.step, len(scenes), state.scores), run_dir / "model")
+        _hand_over(recipe, state, card, len(scenes), run_dir)
     fabric.barrier()
     return run_dir / "model"
+
+
+def _hand_over(recipe: Recipe, state: State, card: ModelCard, scenes: int, run_dir: Path) -> None:
+    """Draw the curves and write ``model/``: the weights of the best validation or of the last step."""
+    draw_curves(run_dir / "metrics.csv", run_dir / "curves.png")
+    step, scores = state.step, state.scores
+    if recipe.keeps_best and state.best is not None:
+        step, scores = load_best(state, run_dir)
+    write_model(state.module, with_training(card, recipe, step, scenes, scores), run_dir / "model")
 
 
 def _fit(
@@ -97,15 +127,17 @@ def _fit(
     card: ModelCard,
     val: Sequence[LabelledRaster],
     run_dir: Path,
+    quiet: bool,
 ) -> None:
     """The loop over optimiser steps and epochs, from `state` to the end of the recipe."""
     settings = recipe.train
     total = settings.epochs * settings.steps_per_epoch
     batches = _batches(fabric, recipe, chips, state.step, total)
-    scale = _Scale(card, fabric.device)
-    model, optimizer = fabric.setup(state.module, state.optimizer)
-    columns = ["epoch", "step", "lr", *_TERMS, *_SPEED, *score_columns(card.legend.names)]
-    with RunLog(run_dir, columns, state.step, state.epochs, total, fabric.is_global_zero) as log:
+    network: Any = torch.compile(state.module) if settings.compile else state.module
+    model, optimizer = fabric.setup(network, state.optimizer)
+    step = Step(fabric, recipe, model, optimizer, card)
+    columns = ["epoch", "step", "lr", *TERMS, "grad_norm", *_SPEED, *score_columns(card.legend.names)]
+    with RunLog(run_dir, columns, state.step, state.epochs, total, fabric.is_global_zero, quiet) as log:
         while state.epochs < settings.epochs:
             while state.step < (state.epochs + 1) * settings.steps_per_epoch:
                 model.train()
@@ -113,17 +145,17 @@ def _fit(
                 passes = [fabric.to_device(next(batches)) for _ in range(settings.accumulate)]
                 waited = time.perf_counter() - started
                 lr = _set_lr(recipe, state, total)
-                terms = _step(fabric, recipe, model, optimizer, passes, scale, state.step)
-                state.step += 1
-                speed = _speed(recipe, fabric, time.perf_counter() - started, waited)
+                terms = _take(step, state, passes, chips, run_dir)
+                speed = _speed(state, time.perf_counter() - started, waited)
                 log.step({"step": state.step, "epoch": state.epochs, **terms, "lr": lr, **speed})
                 if state.step % settings.checkpoint_every == 0:
                     save_checkpoint(fabric, state, run_dir)
             validated = bool(val) and _validates(recipe, state.epochs)
             if validated:
                 save_checkpoint(fabric, state, run_dir)  # a validation that fails costs no training
-                state.scores = validate(state.module, card, val, recipe, fabric)
-                log.say(score_line(state.epochs, state.scores))
+                state.scores = validate(state.module, card, val, recipe, fabric, run_dir)
+                save_best(fabric, state, run_dir)
+                log.say(score_table(state.epochs, state.scores))
                 if settings.schedule == "plateau":
                     state.plateau.step(state.scores["miou"] or 0.0)
             log.epoch(score_columns(card.legend.names, state.scores if validated else None))
@@ -131,53 +163,34 @@ def _fit(
     save_checkpoint(fabric, state, run_dir)
 
 
-def _step(
-    fabric: Fabric,
-    recipe: Recipe,
-    model: Any,
-    optimizer: Any,
-    passes: list[Chip],
-    scale: _Scale,
-    step: int,
-) -> dict[str, float]:
-    """One optimiser step over the passes; returns the terms of the loss of the whole step, all processes together."""
-    _seed_network(recipe.seed, step, fabric.global_rank)
-    labels = [batch["labels"].long() for batch in passes]
-    weights = _class_weights(recipe, fabric.device)
-    classes, factor, ignore = len(recipe.data.class_), recipe.context_factor, recipe.data.ignore
-    counts = torch.stack([loss_normalisers(y, classes, factor, ignore, weights) for y in labels]).sum(0)
-    # DDP averages gradients over processes: each divides by its share of the step's counts.
-    counts = reduced(fabric, counts)
-    sums = torch.zeros(len(_TERMS), device=fabric.device)
-    for i, (batch, y) in enumerate(zip(passes, labels, strict=True)):
-        with fabric.no_backward_sync(model, enabled=i < len(passes) - 1):
-            output = model(scale(batch["local"]), scale(batch["context"]) if "context" in batch else None)
-            losses = relay_loss(
-                output, y, factor, ignore, recipe.loss.global_weight, recipe.loss.consistency_weight, weights,
-                recipe.loss.dice_weight / len(passes), counts,
-            )  # fmt: skip
-            fabric.backward(losses.total)
-        sums += torch.stack(losses).detach()
-    sums[-1] /= len(passes)  # Dice is a mean over passes
-    sums = reduced(fabric, sums)
-    if not torch.isfinite(sums).all():
-        raise RunError(_not_finite(passes, Losses(*sums), step))
-    if recipe.train.clip_norm:
-        fabric.clip_gradients(model, optimizer, max_norm=recipe.train.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return dict(zip(_TERMS, sums.tolist(), strict=True))
+def _take(step: Step, state: State, passes: list[Chip], chips: Chips, run_dir: Path) -> dict[str, float]:
+    """One optimiser step; returns its numbers. Raises `RunError`, the state kept, when it cannot be done."""
+    try:
+        terms = step.gradients(passes, state.step)
+        step.update()
+        state.step += 1
+        return terms
+    except NotFinite as error:
+        message = describe_not_finite(step, state.module, passes, chips, error)
+        raise RunError(f"{message}. {_KEPT}: lower train.lr, set train.clip_norm = 1, or use fp32") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        clean = not step.updating
+    # Outside the except block: its traceback held the tensors of the step.
+    raise RunError(_out_of_memory(step, state, passes, run_dir, clean))
 
 
-class _Scale:
-    """Subtracts the card's mean and divides by its deviation, on the device."""
-
-    def __init__(self, card: ModelCard, device: torch.device) -> None:
-        self.mean = torch.tensor([b.mean for b in card.input.band], device=device).view(-1, 1, 1)
-        self.factor = torch.tensor([1 / b.std for b in card.input.band], device=device).view(-1, 1, 1)
-
-    def __call__(self, windows: Tensor) -> Tensor:
-        return (windows - self.mean) * self.factor  # (B, C, S, S)
+def _out_of_memory(step: Step, state: State, passes: list[Chip], run_dir: Path, clean: bool) -> str:
+    """Save what there is, find out what fits, say both. Several processes: they wait for each other no more."""
+    step.optimizer.zero_grad()
+    release_memory()
+    alone = step.fabric.world_size == 1
+    if clean and alone:
+        save_checkpoint(step.fabric, state, run_dir)
+    kept = f"all {state.step} steps before are saved" if clean and alone else _KEPT
+    fits = fitting_batch(step, state.module, passes[0])
+    return describe_out_of_memory(len(passes[0]["labels"]), len(passes), fits, kept)
 
 
 def _launch(device: torch.device, precision: str) -> Fabric:
@@ -187,7 +200,8 @@ def _launch(device: torch.device, precision: str) -> Fabric:
         accelerator=device.type,
         devices=local,
         num_nodes=max(world // local, 1),
-        strategy="ddp" if world > 1 else "auto",
+        # Processes wait for each other's validation scenes; torchrun notices a dead one by itself.
+        strategy=DDPStrategy(timeout=timedelta(hours=6)) if world > 1 else "auto",
         precision=_FABRIC_PRECISION[precision],
     )
     fabric.launch()
@@ -213,15 +227,18 @@ def _batches(fabric: Fabric, recipe: Recipe, chips: Chips, start: int, stop: int
     return iter(loader)
 
 
-def _new_state(recipe: Recipe, device: torch.device) -> State:
+def _new_state(recipe: Recipe, fabric: Fabric) -> State:
     torch.manual_seed(recipe.seed)
-    data = recipe.data
+    data, settings = recipe.data, recipe.train
     module = models.build(
         **recipe.model.architecture, bands=len(data.band), classes=len(data.class_), size=recipe.window.size,
         pretrained=recipe.model.pretrained, context_factor=recipe.context_factor,
-    ).to(device)  # fmt: skip
-    optimizer = AdamW(module.parameters(), lr=recipe.train.lr, weight_decay=recipe.train.weight_decay)
-    return State(module, optimizer, schedule.plateau(optimizer))
+    ).to(fabric.device)  # fmt: skip
+    if settings.activation_checkpointing:
+        checkpoint_activations(module)
+    optimizer = AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    samples = settings.batch_size * settings.accumulate * fabric.world_size
+    return State(module, optimizer, schedule.plateau(optimizer), samples)
 
 
 def _start_from_shares(module: nn.Module, shares: NDArray[np.float64]) -> None:
@@ -247,34 +264,14 @@ def _set_lr(recipe: Recipe, state: State, total: int) -> float:
     return float(state.optimizer.param_groups[0]["lr"])
 
 
-def _seed_network(seed: int, step: int, rank: int) -> None:
-    """Random numbers of the network (drop path) for one step of one process."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def _class_weights(recipe: Recipe, device: torch.device) -> Tensor | None:
-    weights = recipe.loss.class_weights
-    return None if weights is None else torch.tensor(weights, device=device)
-
-
-def _not_finite(passes: list[Chip], terms: Losses, step: int) -> str:
-    keys = [tuple(key) for batch in passes for key in batch["key"].tolist()]
-    wrong = [name for name, value in zip(_TERMS, terms, strict=True) if not torch.isfinite(value)]
-    return (
-        f"the loss of step {step + 1} is not finite ({', '.join(wrong)}), samples (epoch, index) {keys[0]} to "
-        f"{keys[-1]}; the last checkpoint is kept: lower train.lr, set train.clip_norm = 1, or use precision fp32"
-    )
-
-
 def _validates(recipe: Recipe, epoch: int) -> bool:
     every, last = recipe.train.val_every, epoch + 1 == recipe.train.epochs
     return last or (every > 0 and (epoch + 1) % every == 0)
 
 
-def _speed(recipe: Recipe, fabric: Fabric, seconds: float, waited: float) -> dict[str, float]:
+def _speed(state: State, seconds: float, waited: float) -> dict[str, float]:
     """Samples per second of all processes, and the share of the step spent waiting for data."""
-    samples = recipe.train.batch_size * recipe.train.accumulate * fabric.world_size
-    return dict(zip(_SPEED, (samples / seconds, waited / seconds), strict=True))
+    return dict(zip(_SPEED, (state.step_samples / seconds, waited / seconds), strict=True))
 
 
 def _shortened(recipe: Recipe) -> Recipe:
@@ -292,5 +289,13 @@ def _check_folder(recipe: Recipe, run_dir: Path, resume: bool) -> None:
     if not (run_dir / CHECKPOINT).is_file():
         raise InputError(f"{run_dir} has no checkpoint to resume from: start it without --resume")
     written = run_dir / "recipe.toml"
-    if Recipe.read(written) != recipe:
-        raise InputError(f"the recipe differs from that of the run: resume with {written} and no --set")
+    if _lasting(Recipe.read(written)) != _lasting(recipe):
+        raise InputError(
+            f"the recipe differs from that of the run: resume with {written}; only {', '.join(_FREE_TO_CHANGE)} of the "
+            "train table may change"
+        )
+
+
+def _lasting(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same when a run goes on."""
+    return recipe.model_dump(exclude={"train": set(_FREE_TO_CHANGE)})

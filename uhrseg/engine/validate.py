@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from odc.geo.geobox import GeoBox
+from rich.table import Table
+from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.data.datasets import LabelledRaster
@@ -17,25 +20,47 @@ from uhrseg.data.scenes import labels_on
 from uhrseg.engine.device import resolve_precision
 from uhrseg.engine.predict import predict
 from uhrseg.engine.score import Confusion
+from uhrseg.engine.step import reduced
 from uhrseg.geo.plan import shifted
+from uhrseg.geo.scene import Scene, gdal_settings
 from uhrseg.recipe import Recipe
+from uhrseg.report.panels import draw_panels
+from uhrseg.report.quicklook import View
 
-__all__ = ["reduced", "score_columns", "score_line", "validate"]
+__all__ = ["score_columns", "score_table", "validate"]
+
+_QUICKLOOKS = 4
+"""Rasters drawn, the first in name order."""
+
+_SIDE = 768
+"""Largest side of a quicklook in pixels."""
+
+_SCORES = ("iou", "f1", "precision", "recall")
 
 
 def validate(
-    module: nn.Module, card: ModelCard, rasters: Sequence[LabelledRaster], recipe: Recipe, fabric: Fabric
+    module: nn.Module,
+    card: ModelCard,
+    rasters: Sequence[LabelledRaster],
+    recipe: Recipe,
+    fabric: Fabric,
+    run_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Scores of stitched scenes where they are labelled (`Confusion.scores`); processes share the scenes.
 
-    Leaves `module` in eval.
+    Leaves `module` in eval. Quicklooks of the first rasters go to ``quicklooks/`` of `run_dir`.
     """
     module.eval()
     confusion = Confusion(len(card.legend))
     precision = resolve_precision(recipe.train.precision, fabric.device)
-    for source in rasters[fabric.global_rank :: fabric.world_size]:
-        for labels, prediction in _labelled_parts(source, module, card, recipe, str(fabric.device), precision):
+    for index in range(fabric.global_rank, len(rasters), fabric.world_size):
+        source = rasters[index]
+        folder = run_dir / "quicklooks" if run_dir and index < _QUICKLOOKS else None
+        for labels, prediction, box in _labelled_parts(source, module, card, recipe, str(fabric.device), precision):
             confusion.update(labels, prediction, recipe.data.ignore)
+            if folder is not None:
+                _draw_quicklook(source, labels, prediction, box, card, folder)
+            folder = None  # one of each raster
     counts = torch.from_numpy(np.append(confusion.matrix.ravel(), confusion.unpredicted)).to(fabric.device)
     counts = reduced(fabric, counts, "sum").cpu()
     confusion.matrix = counts[:-1].reshape(confusion.matrix.shape).numpy()
@@ -45,8 +70,8 @@ def validate(
 
 def _labelled_parts(
     source: LabelledRaster, module: nn.Module, card: ModelCard, recipe: Recipe, device: str, precision: str
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Labels and prediction of the parts of a raster that hold any label; the others are not predicted."""
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], GeoBox]]:
+    """Labels, prediction and grid of the parts of a raster that hold any label; the others are not predicted."""
     size = None if source.blocks is None else max(source.blocks.size, 4 * card.window.size)
     whole = predict(source.raster, (module, card), device=device, precision=precision, chunk=size)
     lazy, grid = whole.labels, whole.plan.geobox
@@ -54,14 +79,37 @@ def _labelled_parts(
         box = shifted(grid, chunk.rows.start, chunk.cols.start, chunk.shape)
         labels = labels_on(source, box, recipe.data, grid)
         if (labels != recipe.data.ignore).any():
-            yield labels, np.asarray(lazy[chunk.rows, chunk.cols].values)
+            yield labels, np.asarray(lazy[chunk.rows, chunk.cols].values), box
 
 
-def reduced(fabric: Fabric, values: Tensor, how: str = "mean") -> Tensor:
-    """`values` averaged ("mean") or added ("sum") over all processes."""
-    result = fabric.all_reduce(values, reduce_op=how)
-    assert isinstance(result, Tensor)
-    return result
+def _draw_quicklook(
+    source: LabelledRaster,
+    labels: NDArray[np.uint8],
+    prediction: NDArray[np.uint8],
+    box: GeoBox,
+    card: ModelCard,
+    folder: Path,
+) -> None:
+    """Image, labels and prediction side by side, at full resolution, around the middle of the labelled features."""
+    rows, cols = _middle(labels, card)
+    scene = Scene.open(source.raster)
+    part = shifted(box, rows.start, cols.start, (rows.stop - rows.start, cols.stop - cols.start))
+    with gdal_settings(scene.paths):
+        values, valid = scene.read(part)
+    values = values[:3] if len(values) >= 3 else values[:1]
+    byte = bool(valid.any()) and len(values) == 3 and values[:, valid].min() >= 0 and values[:, valid].max() <= 255
+    view = View(np.where(valid, values, np.nan).astype(np.float32), valid, part, byte)
+    title = f"{source.name}, rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop}"
+    draw_panels(view, labels[rows, cols], prediction[rows, cols], card.legend, title, folder / f"{source.name}.png")
+
+
+def _middle(labels: NDArray[np.uint8], card: ModelCard) -> tuple[slice, slice]:
+    """At most `_SIDE` pixels a side around the median feature pixel, or around the middle where there is none."""
+    found = np.nonzero(np.isin(labels, list(card.legend.foreground)))
+    centres = [int(np.median(f)) if f.size else n // 2 for f, n in zip(found, labels.shape, strict=True)]
+    starts = [min(max(c - _SIDE // 2, 0), max(n - _SIDE, 0)) for c, n in zip(centres, labels.shape, strict=True)]
+    rows, cols = (slice(s, min(s + _SIDE, n)) for s, n in zip(starts, labels.shape, strict=True))
+    return rows, cols
 
 
 def score_columns(names: Sequence[str], scores: dict[str, Any] | None = None) -> dict[str, float | None]:
@@ -70,7 +118,16 @@ def score_columns(names: Sequence[str], scores: dict[str, Any] | None = None) ->
     return {"val_miou": scores and scores["miou"]} | {f"val_iou_{name}": value for name, value in iou.items()}
 
 
-def score_line(epoch: int, scores: dict[str, Any]) -> str:
-    """One line for people: mean IoU, each class, and the rule."""
-    parts = [f"{name} {c['iou']:.3f}" for name, c in scores["classes"].items() if c["iou"] is not None]
-    return f"epoch {epoch}: mean IoU {scores['miou'] or float('nan'):.3f} ({', '.join(parts)}; {scores['miou_rule']})"
+def score_table(epoch: int, scores: dict[str, Any]) -> Table:
+    """A table for people: IoU, F1, precision, recall and pixels of each class, and the mean with its rule."""
+    mean = scores["miou"]
+    title = f"epoch {epoch + 1}: mean IoU " + ("undefined" if mean is None else f"{mean:.3f}")
+    table = Table(title=title, caption=scores["miou_rule"], title_justify="left", caption_justify="left")
+    table.add_column("class")
+    for column in _SCORES:
+        table.add_column(column, justify="right")
+    table.add_column("pixels", justify="right")
+    for name, values in scores["classes"].items():
+        cells = ("-" if values[c] is None else f"{values[c]:.3f}" for c in _SCORES)
+        table.add_row(name, *cells, f"{values['pixels']:,}")
+    return table

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["hillshade", "quicklook", "scale_bar_length"]
+__all__ = ["View", "background", "hillshade", "quicklook", "scale_bar_length"]
 
 _NO_DATA_GREY = 0.87
 _OVERLAY = 0.45
@@ -44,7 +44,7 @@ _COLORS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628", "#f
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """A raster decimated for the screen: band values (C, Y, X), where they are valid (Y, X), and the full grid."""
 
     values: NDArray[np.float32]
@@ -75,7 +75,7 @@ def quicklook(
     Raises `InputError` when a file cannot be read or the class map is not on the raster's grid.
     """
     view = _read(raster_path, max_side)
-    picture = _background(view)
+    picture = background(view)
     if labels_path is not None:
         classes, own = _read_classes(labels_path, view)
         legend = legend or own
@@ -124,17 +124,17 @@ def _grid(source: rasterio.DatasetReader) -> GeoBox:
     return GeoBox(source.shape, source.transform, source.crs.to_wkt() if source.crs else None)
 
 
-def _read(path: str | Path, max_side: int) -> _View:
+def _read(path: str | Path, max_side: int) -> View:
     with _open(path) as source:
         shrink = min(1.0, max_side / max(source.shape))
         shape = tuple(max(1, round(n * shrink)) for n in source.shape)
         bands = [1, 2, 3] if source.count >= 3 else [1]
         image = source.read(bands, out_shape=(len(bands), *shape), masked=True, resampling=Resampling.average)
         values = image.astype(np.float32).filled(np.nan)
-        return _View(values, np.isfinite(values).all(axis=0), _grid(source), source.dtypes[0] == "uint8")
+        return View(values, np.isfinite(values).all(axis=0), _grid(source), source.dtypes[0] == "uint8")
 
 
-def _read_classes(path: str | Path, view: _View) -> tuple[NDArray[np.uint8], Legend]:
+def _read_classes(path: str | Path, view: View) -> tuple[NDArray[np.uint8], Legend]:
     """A class map at the view's size, and the legend it brings."""
     with _open(path) as source:
         grid = _grid(source)
@@ -161,7 +161,7 @@ def _legend_of_colors(source: rasterio.DatasetReader, classes: NDArray[np.uint8]
     return Legend(tuple(LegendClass(i, f"class {i}", c) for i, c in enumerate(colors)), background=0)
 
 
-def _background(view: _View) -> NDArray[np.float32]:
+def background(view: View) -> NDArray[np.float32]:
     """The raster as red, green and blue (Y, X, 3), 0 to 1."""
     values = view.values
     if len(values) == 1 and not view.byte:
@@ -196,7 +196,7 @@ def _entries(legend: Legend | None) -> list[LegendClass]:
     return [] if legend is None else [c for c in legend.classes if c.id != legend.background]
 
 
-def _canvas(view: _View, max_side: int, entries: int) -> tuple[Figure, Axes]:
+def _canvas(view: View, max_side: int, entries: int) -> tuple[Figure, Axes]:
     """A figure whose longer picture side is `max_side` pixels, with room for a title above and a legend below."""
     from matplotlib.figure import Figure
 
