@@ -31,14 +31,7 @@ from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import band_statistics, class_shares, load_scenes
 from uhrseg.data.split import split_rasters, write_blocks
 from uhrseg.engine import schedule
-from uhrseg.engine.checkpoint import (
-    CHECKPOINT,
-    State,
-    load_best,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
-)
+from uhrseg.engine.checkpoint import CHECKPOINT, State, load_best, load_checkpoint, save_best, save_checkpoint
 from uhrseg.engine.device import resolve_device, resolve_precision
 from uhrseg.engine.runlog import RunLog
 from uhrseg.engine.step import TERMS, NotFinite, Step, checkpoint_activations
@@ -61,8 +54,9 @@ __all__ = ["train"]
 _FABRIC_PRECISION: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SPEED = ("samples_per_s", "data_wait")
 _KEPT = "The last checkpoint is kept"
-_FREE_TO_CHANGE = ("batch_size", "accumulate", "workers", "device", "compile", "activation_checkpointing",
-                   "checkpoint_every", "keep")
+_FREE_TO_CHANGE = (
+    "batch_size", "accumulate", "workers", "device", "compile", "activation_checkpointing", "checkpoint_every", "keep",
+)  # fmt: skip
 """Keys of the train table that may differ when a run goes on: they change how it is done, not what."""
 
 
