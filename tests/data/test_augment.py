@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
+from tests.models.golden import find
 from uhrseg.data.augment import Pose, crop, crop_nearest, d4
 from uhrseg.data.windows import InMemory
 
@@ -95,3 +97,25 @@ def test_d4_are_eight_different_symmetries() -> None:
     array = np.arange(9).reshape(3, 3)
     images = {d4(array, turns, flip).tobytes() for turns in range(4) for flip in (False, True)}
     assert len(images) == 8
+
+
+@pytest.mark.parametrize("name", ["center", "corner"])
+def test_plain_crops_are_those_of_the_authors_loader(name: str) -> None:
+    """Unscaled and unturned; resampled ones differ by design: theirs is shifted by half a pixel and not antialiased.
+
+    Their context skips pixels from the square's corner on, which makes it our decimated grid when it starts there.
+    """
+    golden = load_file(find("relay", "geometry_crops"))
+    mean, std = np.array([100, 110, 120])[:, None, None], np.array([50, 60, 70])[:, None, None]
+    y, x = {"center": (301, 301), "corner": (591, 11)}[name]
+    image, labels = golden["input.image"], golden["input.labels"][None]
+    origin = (y - 128) % 4, (x - 128) % 4
+    cells = image[:, origin[0] :: 4, origin[1] :: 4].astype(np.float32)
+    inside = golden[f"{name}.mask_local"] == 0
+    local = crop(InMemory(image, np.zeros(3, np.uint8)), Pose(y, x), 64)
+    np.testing.assert_allclose(((local - mean) / std)[:, inside], golden[f"{name}.local"][:, inside], atol=1e-5)
+    target = crop_nearest(InMemory(labels, np.array([255], np.uint8)), Pose(y, x), 64)[0]
+    np.testing.assert_array_equal(target, golden[f"{name}.target"])
+    context = crop(InMemory(cells, np.full(3, np.nan)), Pose((y - origin[0]) / 4, (x - origin[1]) / 4), 64)
+    seen = np.isfinite(context[0])
+    np.testing.assert_allclose(((context - mean) / std)[:, seen], golden[f"{name}.global"][:, seen], atol=1e-5)

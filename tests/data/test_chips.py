@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.synthetic import recipe_for, write_discs, write_raster
+from uhrseg.data import chips as chips_module
+from uhrseg.data import scenes as scenes_module
 from uhrseg.data.chips import Chips
 from uhrseg.data.datasets import find_rasters
 from uhrseg.data.sampling import StepSampler
@@ -97,6 +100,28 @@ def test_jitter_is_one_gain_and_one_offset_for_both_windows(scenes: list[Trainin
         np.testing.assert_allclose(y, gain * x + offset, atol=1e-5)
         assert 0.8 <= gain <= 1.2 and abs(offset) <= 0.4 and (gain, offset) != (1, 0)
     assert torch.equal(plain["labels"], jittered["labels"])
+
+
+def test_more_scenes_than_a_process_may_hold_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chips of scenes that were closed and opened again are those of scenes in memory."""
+    recipe = recipe_for(write_discs(tmp_path, tuple("abcdefgh"), (80, 80)))
+    rasters = find_rasters(recipe.data, "train")
+    memory = chips(load_scenes(rasters, recipe.data, 4))
+    monkeypatch.setattr(scenes_module, "MEMORY_PIXELS", 1)
+    monkeypatch.setattr(chips_module, "_OPEN_SCENES", 2)
+    (tmp_path / "scratch").mkdir()
+    disk = chips(load_scenes(rasters, recipe.data, 4, folder=tmp_path / "scratch"))
+    before = open_files(tmp_path)
+    for key in ((0, k) for k in range(40)):
+        assert all(torch.equal(a, b) for a, b in zip(memory[key].values(), disk[key].values(), strict=True))
+    assert before == 0 and 0 < open_files(tmp_path) <= 2 * 2
+
+
+def open_files(folder: Path) -> int:
+    """Files inside `folder` that this process holds open (Linux)."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("open files are counted in /proc")
+    return sum(os.path.realpath(fd).startswith(str(folder)) for fd in Path("/proc/self/fd").iterdir())
 
 
 def test_scenes_too_small_for_the_window_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -28,6 +29,7 @@ split's blocks.
 """
 
 _ATTEMPTS = 1000
+_OPEN_SCENES = 32
 
 
 class Chip(TypedDict, total=False):
@@ -57,6 +59,7 @@ class Chips(Dataset[Chip]):
         self.train = train
         self.size = size
         self.factor = factor
+        self._open: OrderedDict[int, TrainingScene] = OrderedDict()
         self.ignore = legend.ignore
         self.seed = seed
         self.std = std  # (C,), the unit of the radiometric jitter
@@ -65,6 +68,7 @@ class Chips(Dataset[Chip]):
         """The sample of `key`. Raises `RunError` when the scenes have nowhere to cut a crop."""
         rng = sample_rng(self.seed, key)
         scene, pose, labels = self._place(rng)
+        self._keep_open(scene)
         arrays: dict[str, NDArray[Any]] = {"local": crop(scene.local, pose, self.size), "labels": labels}
         if self.factor is not None and scene.context is not None:
             arrays["context"] = crop(scene.context, pose.on_coarse(self.factor), self.size)
@@ -92,6 +96,13 @@ class Chips(Dataset[Chip]):
             f"{_ATTEMPTS} random crops of {self.size} px had more than {1 - LEAST_INSIDE:.0%} outside the labelled "
             "ground: choose a smaller window.size, or label larger areas"
         )
+
+    def _keep_open(self, scene: TrainingScene) -> None:
+        """Close the scene that was used longest ago: data sets have more files than a process may hold open."""
+        self._open[id(scene)] = scene
+        self._open.move_to_end(id(scene))
+        if len(self._open) > _OPEN_SCENES:
+            self._open.popitem(last=False)[1].close()
 
     def _jitter(self, rng: np.random.Generator, arrays: dict[str, NDArray[np.float32]]) -> None:
         """One gain and one offset per band, the same for both windows."""

@@ -25,7 +25,7 @@ from uhrseg.geo.bands import Derived
 from uhrseg.geo.coarse import build_coarse, read_blocks
 from uhrseg.geo.labels import read_area, read_labels
 from uhrseg.geo.plan import pixel_offset, shifted
-from uhrseg.geo.scene import Scene, gsd_fits
+from uhrseg.geo.scene import Scene, gdal_settings, gsd_fits
 from uhrseg.recipe import DataTable
 
 __all__ = [
@@ -80,6 +80,12 @@ class TrainingScene:
     valid: Windows  # (1, Y, X) bool
     tiles: tuple[Tile, ...]  # cover the scene once, as its file is best read
     counts: NDArray[np.int64]  # (Y / CELL, X / CELL, classes): labelled pixels of each class in each cell
+    files: tuple[Scene, ...] = ()  # what is read from disk for each sample
+
+    def close(self) -> None:
+        """Close the files that this thread holds open; the next read opens them again."""
+        for scene in self.files:
+            scene.close()
 
 
 def load_scenes(
@@ -99,10 +105,11 @@ def load_scenes(
         _check_gsd(scene, data.gsd_m)
     small = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
     load = _load_in_memory if small else _load_on_disk
-    return [
-        load(source, Derived(scene, data.band), data, factor, context, folder)
-        for source, scene in zip(rasters, scenes, strict=True)
-    ]
+    with gdal_settings([path for scene in scenes for path in scene.paths]):
+        return [
+            load(source, Derived(scene, data.band), data, factor, context, folder)
+            for source, scene in zip(rasters, scenes, strict=True)
+        ]
 
 
 def _load_in_memory(
@@ -136,7 +143,11 @@ def _load_on_disk(
     if folder is not None:
         labels = _burnt(labels, derived.geobox, tiles, data, folder)
     counts = count_cells(labels, shape, tiles, len(data.legend))
-    return TrainingScene(source.name, shape, local, context, labels, valid, tiles, counts)
+    opened = (derived.scene, *(() if factor is None else (coarse.scene,)))
+    files = tuple(scene for scene in opened if isinstance(scene, Scene))
+    for scene in files:
+        scene.close()
+    return TrainingScene(source.name, shape, local, context, labels, valid, tiles, counts, files)
 
 
 def _tiles(derived: Derived) -> tuple[Tile, ...]:
@@ -218,6 +229,7 @@ def band_statistics(scenes: Sequence[TrainingScene]) -> tuple[NDArray[np.float64
         for tile in scene.tiles:
             values = scene.local.read(*tile)[:, scene.valid.read(*tile)[0]].astype(np.float64)  # (C, n)
             count, first, second = count + values.shape[1], first + values.sum(1), second + (values**2).sum(1)
+        scene.close()
     if not count:
         raise InputError("the training rasters hold no valid pixel: check their nodata value and data.band")
     mean = first / count

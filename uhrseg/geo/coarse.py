@@ -57,21 +57,22 @@ class Coarse:
     @property
     def geobox(self) -> GeoBox:
         """Grid of the cells."""
-        return self._scene.geobox
+        return self.scene.geobox
 
     @property
     def bands(self) -> tuple[str, ...]:
         """One name per channel."""
-        return self._scene.bands
+        return self.scene.bands
 
     @property
-    def _scene(self) -> Scene:
+    def scene(self) -> Scene:
+        """The grid as a scene."""
         assert self._grid is not None, "a single-scale model has no context"
         return self._grid
 
     def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Cells of `geobox`: array (C, Y, X) and valid (Y, X)."""
-        return self._scene.read(geobox)
+        return self.scene.read(geobox)
 
     def close(self) -> None:
         """Remove the grid's file; it may be called again."""

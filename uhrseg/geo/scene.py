@@ -134,6 +134,12 @@ class Scene:
         )
         return cls(files, geobox, first.bands, first.block, first.dtype)
 
+    def close(self) -> None:
+        """Close the files that this thread holds open; the next read opens them again."""
+        handles = self._handles.__dict__.pop("files", OrderedDict())
+        for handle in handles.values():
+            handle.close()
+
     @property
     def paths(self) -> tuple[str, ...]:
         """The files, in the order in which they win."""
