@@ -132,6 +132,8 @@ class ModelTable(_Table):
         None, description="true: what the authors' code does, its known defects included (docs/models.md)."
     )
     patch_size: int | None = Field(None, gt=0, description="Side of a patch in pixels.")
+    variant: str | None = Field(None, description="Size of a baseline: pvtv2 b0 to b5, gcvit xxtiny to base.")
+    encoder: str | None = Field(None, description="Encoder of unet: a name of segmentation-models-pytorch.")
     drop_path: float | None = Field(None, ge=0, lt=1, description="Stochastic depth rate.")
     head_channels: int | None = Field(None, gt=0, description="Channels inside the head, where it has any.")
     detail_channels: int | None = Field(

@@ -12,9 +12,10 @@ from typing import Any, get_args
 from torch import nn
 
 from uhrseg.errors import InputError
+from uhrseg.models.baselines import LibraryTrunk, deeplabv3, gcvit, pvtv2, unet
 from uhrseg.models.flatten import FlattenTrunk
 from uhrseg.models.glam import GlamTrunk
-from uhrseg.models.heads import LinearHead, UperHead
+from uhrseg.models.heads import BilinearHead, LinearHead, UperHead
 from uhrseg.models.pretrained import load_pretrained
 from uhrseg.models.published_heads import UperMmsegHead, UperRelayHead
 from uhrseg.models.pyramid import PyramidTrunk
@@ -62,11 +63,16 @@ MODELS: dict[str, ModelEntry] = {
     "flatten_swin_t": ModelEntry(FlattenTrunk),
     "flatten_swin_s": ModelEntry(FlattenTrunk, _SWIN_S),
     "flatten_swin_b": ModelEntry(FlattenTrunk, _SWIN_B),
+    "gcvit": ModelEntry(gcvit),
+    "unet": ModelEntry(unet),
+    "deeplabv3": ModelEntry(deeplabv3),
+    "pvtv2": ModelEntry(pvtv2),
     "threshold": ModelEntry(Threshold),
 }
 
 HEADS: dict[str, type[nn.Module]] = {
     "linear": LinearHead,
+    "bilinear": BilinearHead,
     "upernet": UperHead,
     "upernet_mmseg": UperMmsegHead,
     "upernet_relay": UperRelayHead,
@@ -140,6 +146,8 @@ def build(
     if strategy == "token_concat" and not isinstance(body, VitTrunk):
         raise InputError(f"strategy = 'token_concat' needs a trunk that attends everywhere (a ViT), not {trunk!r}")
     model = Segmenter(body, top, strategy, order, bands, context_factor)  # type: ignore[arg-type]
+    if pretrained and isinstance(body, LibraryTrunk):
+        raise InputError(f"trunk = {trunk!r} is trained from scratch here: set pretrained = false")
     if pretrained:
         model.pretrained = load_pretrained(body, entry.timm_name, pretrained)
     return model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from uhrseg.errors import InputError
 
-__all__ = ["LinearHead", "UperHead"]
+__all__ = ["BilinearHead", "ChannelNorm", "LinearHead", "UperHead"]
 
 _POOLS = (1, 2, 3, 6)  # Xiao et al. 2018 (UPerNet), pyramid pooling of Zhao et al. 2017
 
@@ -33,6 +33,19 @@ class LinearHead(nn.ConvTranspose2d):
     def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:  # type: ignore[override]
         """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride); the image is not looked at."""
         return super().forward(maps[-1])
+
+
+class BilinearHead(nn.Conv2d):
+    """Logits at the stride of the last map, enlarged bilinearly: the end of DeepLabv3."""
+
+    last_only = True
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, bands: int) -> None:
+        super().__init__(channels[-1], classes, 1)
+
+    def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:  # type: ignore[override]
+        """The last map (B, C, H, W) and the image (B, bands, Y, X) -> logits (B, classes, Y, X)."""
+        return F.interpolate(super().forward(maps[-1]), image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class UperHead(nn.Module):
@@ -96,7 +109,7 @@ class _Detail(nn.Module):
     def __init__(self, bands: int, channels: int, classes: int) -> None:
         super().__init__()
         self.edges = nn.Sequential(_conv(bands, channels, 3), nn.Conv2d(channels, channels, 3, padding=1, bias=False))
-        self.norm = _ChannelNorm(channels)
+        self.norm = ChannelNorm(channels)
         self.classify = nn.Conv2d(channels, classes, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
@@ -109,13 +122,14 @@ class _Detail(nn.Module):
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, _ChannelNorm(outputs), nn.GELU())
+    return nn.Sequential(conv, ChannelNorm(outputs), nn.GELU())
 
 
-class _ChannelNorm(nn.LayerNorm):
+class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of a map (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), normalised."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
