@@ -163,6 +163,36 @@ def test_label_rasters_that_cannot_be_the_labels_are_refused(tmp_path: Path) -> 
         load_scenes(split_rasters(data)[0], data, 4)
 
 
+def test_a_validation_split_without_labels_is_refused(tmp_path: Path) -> None:
+    write_discs(tmp_path)
+    write_raster(tmp_path / "b_mask.tif", np.full((160, 128), 255, np.uint8), 255)
+    only_a = ('data.train=["a_dtm.tif"]', 'data.val=["b_dtm.tif"]')
+    with pytest.raises(InputError, match="labels of the 1 validation rasters hold no class"):
+        split_rasters(recipe_for(tmp_path, *only_a).data)
+
+
+def test_what_polygons_are_is_not_said_of_rasters(tmp_path: Path) -> None:
+    data = recipe_for(write_discs(tmp_path), "data.label_class=bright").data
+    with pytest.raises(InputError, match="a_mask.tif is a raster of class ids, but label_class"):
+        load_scenes(split_rasters(data)[0], data, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["data.label_class=hut"], "no class is called 'hut'"),
+        (['data.label_values={ a = "hut" }'], "no class is called 'hut'"),
+        (["data.label_class=bright", "data.label_column=kind"], "not both"),
+        ([*BLOCKS, 'data.val=["b_dtm.tif"]'], "give one of the two"),
+        ([*BLOCKS, "data.blocks.buffer_m=17"], "more than half of blocks.size_m"),
+        ([*BLOCKS, "data.aoi=gone.gpkg"], "has no aoi: data.aoi = 'gone.gpkg' leads to"),
+    ],
+)
+def test_recipes_that_contradict_themselves_are_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        split_rasters(recipe_for(write_discs(tmp_path), *overrides).data)
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_pictures_without_georeference_need_labels_of_their_size(tmp_path: Path) -> None:
     for name, shape in (("a_dtm", (60, 50)), ("a_mask", (60, 40))):

@@ -24,6 +24,8 @@ from uhrseg.recipe import BlocksTable, DataTable
 
 __all__ = ["split_rasters", "write_blocks"]
 
+_STRIP = 1024  # rows of labels looked at at once
+
 
 def split_rasters(data: DataTable) -> tuple[list[LabelledRaster], list[LabelledRaster]]:
     """The labelled rasters to train and to validate on (maybe none), checked against each other.
@@ -35,6 +37,8 @@ def split_rasters(data: DataTable) -> tuple[list[LabelledRaster], list[LabelledR
     val = find_rasters(data, "val") if data.val else []
     check_label_files([*train, *val])
     if data.blocks is None:
+        if val:
+            _must_hold_labels(val, data)
         return train, val
     held_out = _hold_out(train, data, data.blocks)
     return (
@@ -52,6 +56,20 @@ def check_label_files(sources: Sequence[LabelledRaster]) -> None:
             users.setdefault(path.resolve(), {})[source.raster] = geobox
     for path, rasters in users.items():
         must_belong(path, rasters)
+
+
+def _must_hold_labels(val: Sequence[LabelledRaster], data: DataTable) -> None:
+    """Refuse validation rasters without a single label, before anything is trained; stops at the first one found."""
+    for source in val:
+        grid = Scene.open(source.raster).geobox
+        for row in range(0, grid.shape[0], _STRIP):
+            strip = shifted(grid, row, 0, (min(_STRIP, grid.shape[0] - row), grid.shape[1]))
+            if (labels_on(source, strip, data, grid) != data.ignore).any():
+                return
+    raise InputError(
+        f"the labels of the {len(val)} validation rasters hold no class: check data.val, data.labels and data.aoi, or "
+        "leave data.val empty and set data.blocks"
+    )
 
 
 def _hold_out(sources: Sequence[LabelledRaster], data: DataTable, table: BlocksTable) -> list[Blocks]:

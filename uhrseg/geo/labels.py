@@ -67,6 +67,11 @@ def read_labels(
         column = _column(path, column)
         table = _polygons(path, geobox, [column])
         return _burn(table, _class_ids(path, column, table[column].to_numpy(), legend, values), geobox, background)
+    if every is not None or values:
+        raise InputError(
+            f"{path} is a raster of class ids, but label_class and label_values say what polygons are: leave them out "
+            "or give vector labels"
+        )
     return _read_raster(path, geobox, legend)
 
 
