@@ -101,6 +101,7 @@ class Runner:
 
     @seconds.setter
     def seconds(self, value: float) -> None:
+        """Set the count, to start over."""
         self._clock.seconds = value
 
     def __call__(self, local: NDArray[Any], context: NDArray[np.float32] | None) -> Tensor:
