@@ -16,6 +16,7 @@ from uhrseg.data.augment import Pose, crop, crop_nearest, d4
 from uhrseg.data.sampling import Centres, SampleKey, draw_pose, sample_rng
 from uhrseg.data.scenes import TrainingScene
 from uhrseg.errors import RunError
+from uhrseg.geo.scene import gdal_settings
 from uhrseg.legend import Legend
 from uhrseg.recipe import TrainTable
 
@@ -66,6 +67,10 @@ class Chips(Dataset[Chip]):
 
     def __getitem__(self, key: SampleKey) -> Chip:
         """The sample of `key`. Raises `RunError` when the scenes have nowhere to cut a crop."""
+        with gdal_settings():
+            return self._sample(key)
+
+    def _sample(self, key: SampleKey) -> Chip:
         rng = sample_rng(self.seed, key)
         scene, pose, labels = self._place(rng)
         self._keep_open(scene)

@@ -123,7 +123,7 @@ def _load_in_memory(
             rows, cols = coarse.geobox.shape
             context = in_memory(Filled(coarse, coarse.padding), (rows, cols), coarse.padding, [(0, 0, rows, cols)])
         local = in_memory(Filled(derived, coarse.padding), shape, coarse.padding, tiles)
-    valid = in_memory(Valid(derived), shape, np.array([False]), tiles)
+    valid = in_memory(Valid(derived.scene), shape, np.array([False]), tiles)
     known = Known(LabelFile(source, derived.geobox, data), valid, data.ignore)
     labels = in_memory(known, shape, np.array([data.ignore], np.uint8), tiles)
     counts = count_cells(labels, shape, tiles, len(data.legend))
@@ -138,7 +138,7 @@ def _load_on_disk(
     coarse = build_coarse(derived, factor, folder, how, in_memory=folder is None)
     local = Filled(derived, coarse.padding)
     context = None if factor is None else Filled(coarse, coarse.padding)
-    valid = Valid(derived)
+    valid = Valid(derived.scene)  # a derived pixel is valid where its scene is
     labels: Windows = Known(LabelFile(source, derived.geobox, data), valid, data.ignore)
     if folder is not None:
         labels = _burnt(labels, derived.geobox, tiles, data, folder)

@@ -192,7 +192,8 @@ def _column(path: Path, wanted: str | None) -> str:
             return column
     raise InputError(
         f"{path} has no column {wanted or ' or '.join(_COLUMNS)}: name the one that holds class ids or names "
-        f"(data.label_column), of {', '.join(fields) or 'none'}, or the class of every polygon (data.label_class)"
+        f"(data.label_column or --label-column), of {', '.join(fields) or 'none'}, or, to train, the class of every "
+        "polygon (data.label_class)"
     )
 
 
