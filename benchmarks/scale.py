@@ -25,7 +25,7 @@ def run(source: Path, out: Path, workers: int, chunk: int, trunk: str) -> tuple[
     """Seconds to start the workers, seconds of the prediction, and its class map."""
     started = time.perf_counter()
     with (
-        LocalCluster(workers, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=None) as cluster,
         Client(cluster),
     ):
         ready = time.perf_counter() - started

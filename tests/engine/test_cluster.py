@@ -11,7 +11,7 @@ import rasterio
 from distributed import Client, LocalCluster
 
 from tests.rasters import RELIEF, SMALL_SWIN, make_card, make_model, save_model, terrain, write_raster
-from uhrseg.engine.cluster import absolute, device_of_worker
+from uhrseg.engine.cluster import absolute, connect, device_of_worker
 from uhrseg.engine.predict import predict
 from uhrseg.errors import InputError
 
@@ -29,7 +29,7 @@ def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(tmp_path: P
     predict(source, folder, **options).write(ours.with_name("c.tif"), probabilities=ours)
     killed: list[int] = []
     with (
-        LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         pids = sorted(client.run(os.getpid).values())
@@ -50,6 +50,11 @@ def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(tmp_path: P
         with rasterio.open(ours.with_name(name)) as one, rasterio.open(theirs.with_name(name)) as other:
             assert (one.read() == other.read()).all()
     assert not [p for p in theirs.parent.iterdir() if p.name.startswith(".")], "working files are gone"
+
+
+def test_local_workers_are_as_many_as_asked_for() -> None:
+    with connect("local:1") as client:
+        assert len(client.scheduler_info()["workers"]) == 1
 
 
 @pytest.mark.parametrize(

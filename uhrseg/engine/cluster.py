@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import cloudpickle
 import numpy as np
 import torch
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
@@ -34,7 +35,7 @@ from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import Chunk
 from uhrseg.geo.scene import gdal_settings
 
-__all__ = ["Setup", "Work", "absolute", "check_scheduler", "connect", "device_of_worker", "run_on_cluster"]
+__all__ = ["Setup", "Work", "absolute", "check_scheduler", "connect", "device_of_worker", "pack", "run_on_cluster"]
 
 _LOCAL = re.compile(r"local:([1-9]\d*)")
 _CONNECT_SECONDS = 30
@@ -42,9 +43,9 @@ _CONNECT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to run chunks: a model's name, folder, or module with card; and how to run it."""
+    """What a worker needs to run chunks: a model's name or folder, or a file made by `pack`; and how to run it."""
 
-    model: str | tuple[nn.Module, ModelCard]
+    model: str | Path
     device: str
     precision: str
     batch_size: int | None  # None: the device's default
@@ -92,7 +93,7 @@ def connect(scheduler: str) -> Iterator[Client]:
     if local:
         # Memory is bounded by construction; dask's limit would pause or kill workers for memory that GDAL may cache.
         with LocalCluster(
-            int(local[1]), threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
+            n_workers=int(local[1]), threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None
         ) as cluster, Client(cluster) as client:  # fmt: skip
             yield client
         return
@@ -136,6 +137,22 @@ def run_on_cluster(
         raise RunError(f"the dask scheduler was lost ({error})") from error
 
 
+def pack(module: nn.Module, card: ModelCard, folder: Path) -> Path:
+    """Write a module that has no folder of its own to a private folder, where workers load it from.
+
+    Through dask's messages a hundred megabytes took minutes.
+    """
+    path = folder / "model.pickle"
+    path.write_bytes(cloudpickle.dumps((module.cpu(), card)))
+    return path
+
+
+def _unpack(path: Path) -> tuple[nn.Module, ModelCard]:
+    """What `pack` wrote in this run."""
+    module, card = cloudpickle.loads(path.read_bytes())
+    return module, card
+
+
 class _Worker(WorkerPlugin):
     """Travels to every worker, those that join later too; loads the model at the first chunk."""
 
@@ -170,7 +187,7 @@ class _Worker(WorkerPlugin):
 
     def _load(self) -> Runner:
         setup = self.setup_
-        module, card = setup.model if isinstance(setup.model, tuple) else load_model(setup.model)
+        module, card = _unpack(setup.model) if isinstance(setup.model, Path) else load_model(setup.model)
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         device = resolve_device(device_of_worker(setup.device, self._worker_name, gpus))
         precision = resolve_precision(setup.precision, device)

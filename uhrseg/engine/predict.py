@@ -23,7 +23,7 @@ from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
-from uhrseg.engine.cluster import Setup, Work, absolute, check_scheduler, connect, run_on_cluster
+from uhrseg.engine.cluster import Setup, Work, absolute, check_scheduler, connect, pack, run_on_cluster
 from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
 from uhrseg.engine.fit import check_fit, check_windows, find_model, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """How chunks run on dask workers; see `uhrseg.engine.cluster.Setup`."""
+    """How chunks run on dask workers; see `uhrseg.engine.cluster.Setup`; a model without a folder is packed."""
 
     scheduler: str
     model: str | tuple[nn.Module, ModelCard]
@@ -172,9 +172,11 @@ class Prediction:
         self, options: ClusterOptions, job: Job, outputs: Outputs, progress: Progress | None
     ) -> tuple[float, tuple[str, str]]:
         """Run all chunks on dask workers: seconds spent reading, over all of them, and their devices and precision."""
+        folder = outputs.folder.resolve()
+        model = pack(*options.model, folder) if isinstance(options.model, tuple) else options.model
         setup = Setup(
-            options.model, options.device, options.precision, options.batch_size, options.compiled, job,
-            self.scene.paths, outputs.folder.resolve(),
+            model, options.device, options.precision, options.batch_size, options.compiled, job,
+            self.scene.paths, folder,
         )  # fmt: skip
         counter, works = _Counter(self.windows, progress), list[Work]()
 
