@@ -6,20 +6,24 @@ Every key has a sentence below it. Unknown keys are refused with the nearest val
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from uhrseg.card import BandSpec, ClassSpec, WindowSpec, explain
+from uhrseg.card import BandSpec, ClassSpec, WindowSpec
 from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
+from uhrseg.overrides import apply_override, first_fault
+from uhrseg.presets import PRESETS
 
 __all__ = ["BlocksTable", "DataTable", "LossTable", "ModelTable", "Recipe", "TrainTable", "WindowTable"]
+
+NO_CLASS = ("ignore", "skip")
+"""What a label value can be instead of a class."""
 
 SINGLE_SCALE = ("single", "registers")
 """Strategies whose model sees no context window."""
@@ -43,24 +47,41 @@ class BlocksTable(_Table):
 class DataTable(_Table):
     """Which rasters and labels to train on, and what the channels and classes are."""
 
-    dataset: Literal["folder"] = Field("folder", description="Kind of data set: 'folder' is your own rasters.")
+    dataset: Literal["folder", "archaeoscape", "urur", "gleason", "cityscapes"] = Field(
+        "folder",
+        description="'folder' is your own rasters; a published data set knows its files, bands and classes "
+        "(docs/datasets.md), so that a recipe gives only what it changes.",
+    )
     root: str = Field(description="Folder of the data; a relative path starts at the current folder.")
-    train: tuple[str, ...] = Field(min_length=1, description="Globs, inside root, of the rasters to train on.")
+    train: tuple[str, ...] = Field(
+        min_length=1, description="Globs, inside root, of the rasters to train on; '!...' leaves out what it matches."
+    )
     val: tuple[str, ...] = Field((), description="Globs, inside root, of the rasters to validate on; may be empty.")
+    test: tuple[str, ...] = Field((), description="Globs, inside root, of the rasters to report on; may be empty.")
+    more: tuple[str, ...] = Field(
+        (), description="Files with further bands of a raster (a DTM, say) on the same grid, found like labels."
+    )
     labels: str = Field(
         description="Labels of a raster, seen from its folder: '{stem}' is the raster's file name without suffix, "
-        "'{name}' the same without what follows its last underscore; a raster of class ids or a vector file."
+        "'{name}' the same without what follows its last underscore, '{parent}' its folder's name, '{root}' the data's "
+        "folder, '{split}' train, val or test; a raster of class ids or a vector file."
     )
-    label_column: str | None = Field(None, description="Vector labels: the column with the class id or name.")
+    label_column: str | tuple[str, ...] | None = Field(
+        None, description="Vector labels: the column with the class id or name; of several, the first that exists."
+    )
     label_class: str | None = Field(
         None, description="Vector labels without a column: the name of the class that every polygon is."
     )
     label_values: dict[str, str] = Field(
         default_factory=dict,
-        description="Vector labels: class name of each value of the column that is no class name; 'ignore': no label.",
+        description="Class name of each value of the column that is no class name, or of each value (or '#rrggbb' of a "
+        "palette) of raster labels; 'ignore': no label; 'skip': the polygon is left out.",
     )
     aoi: str | None = Field(
         None, description="Vector file of the labelled area, found like labels; outside is neither trained nor scored."
+    )
+    aoi_column: str | tuple[str, ...] | None = Field(
+        None, description="Column of aoi with the raster's name without suffix; none: all polygons are for all rasters."
     )
     blocks: BlocksTable | None = Field(None, description="How to hold out blocks for validation when val is empty.")
     gsd_m: float | None = Field(None, gt=0, description="Ground sampling distance of the rasters in metres.")
@@ -68,6 +89,13 @@ class DataTable(_Table):
     class_: tuple[ClassSpec, ...] = Field(alias="class", min_length=2, description="The classes, ids 0, 1, 2, ...")
     background: int | None = Field(None, description="Id of the class that is no feature; none: every class is one.")
     ignore: int = Field(255, ge=0, le=255, description="Label value that is neither trained on nor scored.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        """A published data set fills in what the recipe leaves out."""
+        preset = PRESETS.get(values.get("dataset", "")) if isinstance(values, dict) else None
+        return values if preset is None else preset | values
 
     @property
     def legend(self) -> Legend:
@@ -77,7 +105,7 @@ class DataTable(_Table):
     @model_validator(mode="after")
     def _legend_is_sound(self) -> DataTable:
         names = self.legend.names
-        for name in [*filter(None, [self.label_class]), *(v for v in self.label_values.values() if v != "ignore")]:
+        for name in [*filter(None, [self.label_class]), *(v for v in self.label_values.values() if v not in NO_CLASS)]:
             if name not in names:
                 raise ValueError(f"no class is called {name!r}: the classes are {', '.join(names)}")
         if self.label_class and (self.label_column or self.label_values):
@@ -261,62 +289,14 @@ class Recipe(_Table):
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path} is not valid TOML: {error}") from error
         for override in overrides:
-            _override(data, override)
+            apply_override(data, override)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise InputError(f"{path}: {_sentence(error)}") from error
+            raise InputError(f"{path}: {first_fault(error, cls)}") from error
 
     def write(self, path: str | Path) -> Path:
         """Write the resolved recipe, defaults included, and return its path."""
         data = self.model_dump(by_alias=True, exclude_none=True, mode="json")
         Path(path).write_text(tomli_w.dumps(data, multiline_strings=True), encoding="utf-8")
         return Path(path)
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Put one ``table.key=value`` into `data`, in place."""
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError(f"cannot apply {text!r}: write an override as table.key=value")
-    for part in parts[:-1]:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise InputError(f"cannot apply {text!r}: {part} is no table")
-    data[parts[-1]] = _toml_value(value.strip())
-
-
-def _toml_value(text: str) -> Any:
-    """`text` as a TOML value; what is none is a bare string."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first fault in one sentence; an unknown key gets the nearest valid name."""
-    first = error.errors()[0]
-    if first["type"] != "extra_forbidden":
-        return explain(error)
-    *tables, key = (str(part) for part in first["loc"] if not isinstance(part, int))
-    names = _keys(tables)
-    near = difflib.get_close_matches(key, names, n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(names)}"
-    return f"unknown key {'.'.join([*tables, key])!r}: {advice}"
-
-
-def _keys(tables: Sequence[str]) -> list[str]:
-    """Valid keys of the table found by walking `tables` down from the recipe."""
-    model: type[BaseModel] = Recipe
-    for table in tables:
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        annotation = fields[table].annotation
-        inner = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and _is_table(a)), None)
-        model = inner or model
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _is_table(annotation: type) -> bool:
-    return issubclass(annotation, BaseModel)

@@ -33,7 +33,7 @@ def test_one_vector_file_can_label_every_raster(tmp_path: Path) -> None:
         ("data.root=/nowhere", "train", "is no folder"),
         ('data.train=["*.jp2"]', "train", "matches '*.jp2'"),
         ("data.labels={stem}.gpkg", "train", "has no labels"),
-        ("data.labels={parcel}.tif", "train", "may hold {stem} and {name} only"),
+        ("data.labels={parcel}.tif", "train", "may hold {stem}, {name}, {parent}, {root}, {split} only"),
         ('data.val=["a_dtm.tif"]', "val", "belongs to one split"),
     ],
 )

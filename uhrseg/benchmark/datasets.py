@@ -47,7 +47,7 @@ def train_trials(
 
 def _split(recipe: Recipe) -> Split:
     """The split the paper reports: test, or val where the test labels are not public."""
-    return "val"
+    return "test" if recipe.data.test else "val"
 
 
 def _slug(suite: str, trial: Trial, seed: int) -> str:

@@ -14,7 +14,7 @@ from uhrseg.engine.fit import load_model
 from uhrseg.engine.predict import predict_labels
 from uhrseg.engine.score import Confusion
 from uhrseg.errors import InputError
-from uhrseg.geo.scene import Scene
+from uhrseg.geo.stack import open_stack
 from uhrseg.recipe import Recipe
 
 __all__ = ["score_model"]
@@ -42,8 +42,9 @@ def score_model(
     total, scenes, started = Confusion(len(legend)), {}, time.perf_counter()
     for source in sources:
         one = Confusion(len(legend))
-        prediction = predict_labels(source.raster, module, card, device=str(where), precision=precision)
-        one.update(labels_on(source, Scene.open(source.raster).geobox, recipe.data), prediction, legend.ignore)
+        scene = open_stack(source.rasters)
+        prediction = predict_labels(scene, module, card, device=str(where), precision=precision)
+        one.update(labels_on(source, scene.geobox, recipe.data), prediction, legend.ignore)
         value = one.scores(legend)["miou"]
         if value is not None:
             scenes[source.name] = 100 * value
@@ -53,7 +54,7 @@ def score_model(
     pixels, seconds = int(total.matrix.sum()), time.perf_counter() - started
     metrics = {"mIoU": scores["miou"]} | {f"IoU {c}": v["iou"] for c, v in scores["classes"].items()}
     percent = {key: None if value is None else 100 * value for key, value in metrics.items()}
-    data = fingerprint({path for source in sources for path in (source.raster, source.labels)})
+    data = fingerprint({path for source in sources for path in (*source.rasters, source.labels)})
     origin = provenance(
         str(where), precision=precision, model_sha256=card.weights.sha256, recipe=recipe, data=data
     )

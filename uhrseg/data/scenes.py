@@ -26,6 +26,7 @@ from uhrseg.geo.coarse import build_coarse, read_blocks
 from uhrseg.geo.labels import read_area, read_labels
 from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.scene import Scene, gdal_settings, gsd_fits
+from uhrseg.geo.stack import open_stack
 from uhrseg.recipe import DataTable
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "NO_LABEL",
     "TrainingScene",
     "band_statistics",
+    "check_gsd",
     "class_shares",
     "labels_on",
     "load_scenes",
@@ -100,9 +102,9 @@ def load_scenes(
     `factor` and `context` as in the recipe's window table (None: no context). Raises `InputError` for rasters that do
     not fit the recipe (bands, GSD) or labels that do not fit the legend.
     """
-    scenes = [Scene.open(source.raster) for source in rasters]
+    scenes = [open_stack(source.rasters) for source in rasters]
     for scene in scenes:
-        _check_gsd(scene, data.gsd_m)
+        check_gsd(scene, data.gsd_m)
     small = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
     load = _load_in_memory if small else _load_on_disk
     with gdal_settings([path for scene in scenes for path in scene.paths]):
@@ -181,7 +183,7 @@ def count_cells(labels: Windows, shape: tuple[int, int], tiles: Sequence[Tile], 
     return counts.reshape(rows, cols, classes)
 
 
-def _check_gsd(scene: Scene, expected: float | None) -> None:
+def check_gsd(scene: Scene, expected: float | None) -> None:
     """Refuse a scene whose pixels are not 0.8 to 1.25 times the recipe's GSD."""
     actual = scene.gsd_m
     if expected is not None and actual is not None and not gsd_fits(actual, expected):
@@ -201,7 +203,7 @@ def labels_on(
     every, values = data.label_class, data.label_values
     labels = read_labels(source.labels, geobox, data.legend, data.label_column, values, every)
     if source.aoi is not None:
-        labels[~read_area(source.aoi, geobox)] = data.ignore
+        labels[~read_area(source.aoi, geobox, data.aoi_column, source.raster.stem)] = data.ignore
     if source.blocks is not None:
         row, col = (0, 0) if origin is None else pixel_offset(origin, geobox)
         labels[~source.blocks.counts(row, col, *geobox.shape)] = data.ignore

@@ -44,6 +44,7 @@ CLUSTER_CHUNK = 4096
 """The same for dask workers: more chunks than workers, and little to repeat when one is lost."""
 
 Progress = Callable[[int, int], None]
+Sources = str | Path | Sequence[str | Path] | Scene
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def _ignore(windows: int) -> None:
 
 
 def predict(
-    sources: str | Path | Sequence[str | Path],
+    sources: Sources,
     model: str | Path | tuple[nn.Module, ModelCard],
     *,
     overlap: float | None = None,
@@ -254,8 +255,8 @@ def predict(
 ) -> Prediction:
     """Check that model and scene fit, and plan the prediction; nothing is computed yet.
 
-    `sources`: a file, several, a folder or a glob (one mosaic). `model`: a shipped model's name, a model folder, or a
-    module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
+    `sources`: a file, several, a folder or a glob (one mosaic), or an open scene, which is predicted in this process.
+    `model`: a shipped model's name, a model folder, or a module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
     pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on
     a CPU, 16 elsewhere). `scheduler`: run chunks on dask workers, ``local:N`` processes on this machine or those of a
     scheduler ``tcp://HOST:PORT``, which must see sources, model and outputs under the same paths; by default one
@@ -267,8 +268,13 @@ def predict(
             raise InputError(f"{name} is {value}, but must be at least 1")
     module, card = model if isinstance(model, tuple) else load_model(model)
     check_windows(module, card)
-    scheduler = scheduler or _one_worker_per_gpu(device)
-    scene = Scene.open(absolute(sources) if scheduler else sources, bidx, nodata, allow_network)
+    if isinstance(sources, Scene):
+        if scheduler:
+            raise InputError("an open scene is predicted in this process: name its files to use a scheduler")
+        scene = sources
+    else:
+        scheduler = scheduler or _one_worker_per_gpu(device)
+        scene = Scene.open(absolute(sources) if scheduler else sources, bidx, nodata, allow_network)
     plan = plan_for(scene, card, overlap)
     cluster = None
     if scheduler is not None:
@@ -291,7 +297,7 @@ def _one_worker_per_gpu(device: str) -> str | None:
 
 
 def predict_labels(
-    source: str | Path | Sequence[str | Path], module: nn.Module, card: ModelCard, **options: Any
+    source: Sources, module: nn.Module, card: ModelCard, **options: Any
 ) -> NDArray[np.uint8]:
     """The whole stitched class map (Y, X) uint8 in memory: what validation scores is what ships."""
     return np.asarray(predict(source, (module, card), **options).labels.values)

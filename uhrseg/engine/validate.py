@@ -23,6 +23,7 @@ from uhrseg.engine.score import Confusion
 from uhrseg.engine.step import reduced
 from uhrseg.geo.plan import shifted
 from uhrseg.geo.scene import Scene, gdal_settings
+from uhrseg.geo.stack import open_stack
 from uhrseg.recipe import Recipe
 from uhrseg.report.panels import draw_panels
 from uhrseg.report.quicklook import View
@@ -73,7 +74,7 @@ def _labelled_parts(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], GeoBox]]:
     """Labels, prediction and grid of the parts of a raster that hold any label; the others are not predicted."""
     size = None if source.blocks is None else max(source.blocks.size, 4 * card.window.size)
-    whole = predict(source.raster, (module, card), device=device, precision=precision, chunk=size)
+    whole = predict(open_stack(source.rasters), (module, card), device=device, precision=precision, chunk=size)
     lazy, grid = whole.labels, whole.plan.geobox
     for chunk in whole.chunks:
         box = shifted(grid, chunk.rows.start, chunk.cols.start, chunk.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,15 @@ from rasterio.features import rasterize
 from rasterio.windows import Window
 
 from uhrseg.errors import InputError, RunError
+from uhrseg.geo.label_values import IGNORED, SKIPPED, translated, value_meaning
 from uhrseg.geo.plan import pixel_offset
 from uhrseg.geo.source import open_dataset
 from uhrseg.legend import Legend
 
-__all__ = ["IGNORED", "VECTOR_SUFFIXES", "crs_name", "geometry_layer", "layer_facts", "read_area", "read_labels"]
+__all__ = ["VECTOR_SUFFIXES", "crs_name", "geometry_layer", "layer_facts", "read_area", "read_labels"]
 
 VECTOR_SUFFIXES = (".gpkg", ".fgb", ".geojson", ".json", ".shp")
 """Files with these suffixes are vector labels, all others raster labels."""
-
-IGNORED = "ignore"
-"""Class name that an attribute value is mapped to when its polygons shall be neither trained on nor scored."""
 
 _COLUMNS = ("class_id", "class")
 """Where a class is looked for when no column is named."""
@@ -42,7 +40,7 @@ def read_labels(
     source: str | Path,
     geobox: GeoBox,
     legend: Legend,
-    column: str | None = None,
+    column: str | Sequence[str] | None = None,
     values: Mapping[str, str] | None = None,
     every: str | None = None,
 ) -> NDArray[np.uint8]:
@@ -51,9 +49,10 @@ def read_labels(
     Raster labels lie on the same pixel lattice and in the same CRS; their nodata, masked and outside pixels become
     ``legend.ignore``. Vector labels are polygons in any CRS; `column` holds class ids or class names (default:
     ``class_id``, else ``class``), `values` gives the class names of attribute values that are neither ("ignore":
-    ``legend.ignore``), and with `every` no column is read: each polygon is of that class. A pixel takes the class of
-    the polygon over its centre, of the last one (by feature id) where several overlap, and ``legend.background``
-    (``legend.ignore`` without one) where none is.
+    ``legend.ignore``; "skip": the polygon is left out), and with `every` no column is read: each polygon is of that
+    class. For raster labels `values` gives the class name of every value, or of every colour ("#rrggbb") of a palette.
+    A pixel takes the class of the polygon over its centre, of the last one (by feature id) where several overlap, and
+    ``legend.background`` (``legend.ignore`` without one) where none is.
     Only what lies under `geobox` is read. Raises `InputError` for labels that fit neither grid nor legend.
     """
     if not 0 <= legend.ignore <= 255:
@@ -66,22 +65,35 @@ def read_labels(
             return _burn(table, np.full(len(table), legend.ids_of([every])[0], np.uint8), geobox, background)
         column = _column(path, column)
         table = _polygons(path, geobox, [column])
+        drawn = [(values or {}).get(_text(value)) != SKIPPED for value in table[column]]
+        table = table[np.array(drawn, np.bool_)]
         return _burn(table, _class_ids(path, column, table[column].to_numpy(), legend, values), geobox, background)
-    if every is not None or values:
+    if every is not None:
         raise InputError(
-            f"{path} is a raster of class ids, but label_class and label_values say what polygons are: leave them out "
+            f"{path} is a raster of class ids, but label_class says what polygons are: leave it out "
             "or give vector labels"
         )
-    return _read_raster(path, geobox, legend)
+    return _read_raster(path, geobox, legend, values)
 
 
-def read_area(source: str | Path, geobox: GeoBox) -> NDArray[np.bool_]:
-    """Whether each pixel (Y, X) of `geobox` has its centre in a polygon of `source`, a vector file in any CRS."""
-    table = _polygons(Path(source), geobox, [])
+def read_area(
+    source: str | Path, geobox: GeoBox, column: str | Sequence[str] | None = None, name: str = ""
+) -> NDArray[np.bool_]:
+    """Whether each pixel (Y, X) of `geobox` has its centre in a polygon of `source`, a vector file in any CRS.
+
+    With `column` (of several the first that exists) only the polygons count whose value there is `name`.
+    """
+    path = Path(source)
+    if column is None:
+        table = _polygons(path, geobox, [])
+    else:
+        column = _column(path, column)
+        table = _polygons(path, geobox, [column])
+        table = table[np.array([_text(value) == name for value in table[column]], np.bool_)]
     return _burn(table, np.ones(len(table), np.uint8), geobox, 0).astype(np.bool_)
 
 
-def _read_raster(path: Path, geobox: GeoBox, legend: Legend) -> NDArray[np.uint8]:
+def _read_raster(path: Path, geobox: GeoBox, legend: Legend, values: Mapping[str, str] | None) -> NDArray[np.uint8]:
     labels = np.full(geobox.shape, legend.ignore, np.uint8)
     with open_dataset(str(path)) as dataset:
         if dataset.count != 1:
@@ -91,7 +103,7 @@ def _read_raster(path: Path, geobox: GeoBox, legend: Legend) -> NDArray[np.uint8
         crs = dataset.crs.to_wkt() if dataset.crs else None
         grid = GeoBox(dataset.shape, dataset.transform, crs)
         _must_share_grid(path, grid, geobox)
-        if dataset.nodata is not None and dataset.nodata in range(len(legend)):
+        if not values and dataset.nodata is not None and dataset.nodata in range(len(legend)):
             raise InputError(
                 f"{path} declares nodata = {dataset.nodata:g}, which is also the class "
                 f"{legend.names[int(dataset.nodata)]!r}: take nodata away (gdal_edit -unsetnodata) or renumber"
@@ -105,10 +117,14 @@ def _read_raster(path: Path, geobox: GeoBox, legend: Legend) -> NDArray[np.uint8
             found = dataset.read(1, window=window, masked=True)
         except RasterioError as error:
             raise RunError(f"{path} cannot be read, its file may be damaged: {error}") from error
+        meaning = {} if not values else value_meaning(path, dataset, legend, values)
     part = labels[rows.start - row : rows.stop - row, cols.start - col : cols.stop - col]
     known = ~np.ma.getmaskarray(found)
-    _must_be_classes(path, np.unique(found.data[known]), legend)
-    part[known] = found.data[known]
+    if values:
+        part[known] = translated(path, found.data[known], meaning)
+    else:
+        _must_be_classes(path, np.unique(found.data[known]), legend)
+        part[known] = found.data[known]
     return labels
 
 
@@ -185,13 +201,14 @@ def geometry_layer(path: Path) -> str:
     return str(layers[0])
 
 
-def _column(path: Path, wanted: str | None) -> str:
+def _column(path: Path, wanted: str | Sequence[str] | None) -> str:
     fields = list(pyogrio.read_info(path, layer=geometry_layer(path))["fields"])
-    for column in _COLUMNS if wanted is None else (wanted,):
+    columns = _COLUMNS if wanted is None else (wanted,) if isinstance(wanted, str) else wanted
+    for column in columns:
         if column in fields:
             return column
     raise InputError(
-        f"{path} has no column {wanted or ' or '.join(_COLUMNS)}: name the one that holds class ids or names "
+        f"{path} has no column {' or '.join(columns)}: name the one that holds class ids or names "
         f"(data.label_column or --label-column), of {', '.join(fields) or 'none'}, or, to train, the class of every "
         "polygon (data.label_class)"
     )

@@ -1,20 +1,8 @@
-"""Where each kind of data set keeps its rasters and labels. Adding one: a file here and a line in `DATASETS`."""
+"""Where data sets keep their rasters and labels; the published ones are `uhrseg.presets` in the words of a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from uhrseg.data.datasets import folder
 from uhrseg.data.datasets.folder import LabelledRaster, Split
-from uhrseg.recipe import DataTable
+from uhrseg.data.datasets.folder import find as find_rasters
 
-__all__ = ["DATASETS", "LabelledRaster", "Split", "find_rasters"]
-
-DATASETS: dict[str, Callable[[DataTable, Split], list[LabelledRaster]]] = {
-    "folder": folder.find,
-}
-
-
-def find_rasters(data: DataTable, split: Split) -> list[LabelledRaster]:
-    """The rasters of a split and their labels, in name order; raises `InputError` for what is missing."""
-    return DATASETS[data.dataset](data, split)
+__all__ = ["LabelledRaster", "Split", "find_rasters"]

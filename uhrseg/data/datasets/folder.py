@@ -1,4 +1,4 @@
-"""Your own rasters: globs inside a folder, and a pattern that leads from each raster to its labels."""
+"""Rasters on disk: globs inside a folder, and patterns that lead from each raster to its labels and further bands."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from uhrseg.data.blocks import Blocks
 from uhrseg.errors import InputError
 from uhrseg.recipe import DataTable
 
-__all__ = ["LabelledRaster", "Split", "find"]
+__all__ = ["LabelledRaster", "Split", "find", "labelled", "rasters_of"]
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class LabelledRaster:
     labels: Path
     aoi: Path | None = None
     blocks: Blocks | None = None
+    more: tuple[Path, ...] = ()
+
+    @property
+    def rasters(self) -> tuple[Path, ...]:
+        """The raster and the files of its further bands, which make one scene (`uhrseg.geo.stack.open_stack`)."""
+        return (self.raster, *self.more)
 
     @property
     def name(self) -> str:
@@ -34,22 +40,32 @@ class LabelledRaster:
 def find(data: DataTable, split: Split) -> list[LabelledRaster]:
     """The rasters that the globs of `split` match inside ``data.root``, each once, with their labels.
 
-    Raises `InputError` for a missing folder, a glob without a match or missing labels, naming it.
+    Raises `InputError` for a missing folder, a glob without a match, missing labels or a raster of two splits.
     """
+    return [labelled(raster, data, split) for raster in rasters_of(data, split)]
+
+
+def rasters_of(data: DataTable, split: Split) -> list[Path]:
+    """The rasters of `split`, in name order. Raises `InputError` as `find` does, but for labels."""
     root = Path(data.root).expanduser()
     if not root.is_dir():
         raise InputError(f"data.root = {data.root!r} is no folder: pass --set data.root=FOLDER")
-    rasters = _matches(root, data.train if split == "train" else data.val, split)
-    if split == "val":
-        both = set(rasters) & set(_matches(root, data.train, "train"))
+    rasters = _matches(root, getattr(data, split), split)
+    for other in ("train", "val"):  # the splits before this one
+        if other == split:
+            break
+        both = set(rasters) & set(_matches(root, getattr(data, other), other))
         if both:
-            raise InputError(f"{min(both)} is in data.train and in data.val: a raster belongs to one split")
-    return [_labelled(raster, data) for raster in rasters]
+            raise InputError(f"{min(both)} is in data.{other} and in data.{split}: a raster belongs to one split")
+    return rasters
 
 
 def _matches(root: Path, globs: Sequence[str], split: str) -> list[Path]:
     found: set[Path] = set()
     for pattern in globs:
+        if pattern.startswith("!"):
+            found.difference_update(root.glob(pattern[1:]))
+            continue
         matches = list(root.glob(pattern))
         if not matches:
             raise InputError(f"data.{split}: no file in {root} matches {pattern!r}")
@@ -57,18 +73,27 @@ def _matches(root: Path, globs: Sequence[str], split: str) -> list[Path]:
     return sorted(found)
 
 
-def _labelled(raster: Path, data: DataTable) -> LabelledRaster:
-    aoi = None if data.aoi is None else _beside(raster, data.aoi, "aoi")
-    return LabelledRaster(raster, _beside(raster, data.labels, "labels"), aoi)
+def labelled(raster: Path, data: DataTable, split: Split) -> LabelledRaster:
+    """`raster` with the files that belong to it. Raises `InputError` for one that does not exist."""
+    aoi = None if data.aoi is None else _beside(raster, data, split, data.aoi, "aoi")
+    more = tuple(_beside(raster, data, split, pattern, "more") for pattern in data.more)
+    return LabelledRaster(raster, _beside(raster, data, split, data.labels, "labels"), aoi, more=more)
 
 
-def _beside(raster: Path, pattern: str, key: str) -> Path:
+def _beside(raster: Path, data: DataTable, split: Split, pattern: str, key: str) -> Path:
     """The file that ``data.KEY`` leads to from the folder of `raster`."""
-    name = raster.stem.rpartition("_")[0] or raster.stem
+    known = {
+        "stem": raster.stem,
+        "name": raster.stem.rpartition("_")[0] or raster.stem,
+        "parent": raster.parent.name,
+        "root": str(Path(data.root).expanduser().absolute()),
+        "split": split,
+    }
     try:
-        path = raster.parent / pattern.format(stem=raster.stem, name=name)
+        path = raster.parent / pattern.format(**known)
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"data.{key} = {pattern!r} may hold {{stem}} and {{name}} only") from error
+        allowed = ", ".join(f"{{{name}}}" for name in known)
+        raise InputError(f"data.{key} = {pattern!r} may hold {allowed} only") from error
     if not path.is_file():
         raise InputError(f"{raster} has no {key}: data.{key} = {pattern!r} leads to {path}, which does not exist")
     return path
