@@ -24,6 +24,8 @@ SURFACE = {
     | {"--compile", "--overlap", "--overwrite", "--precision", "--probabilities", "--scheduler", "--taper"}
     | {"--workers", "-o"},
     "train": TALK | {"--fast-dev-run", "--output", "--resume", "--set", "-o"},
+    "data check": TALK | {"--json", "--set"},
+    "data prepare": TALK,
     "models list": TALK | {"--json"},
     "models show": TALK | {"--json"},
     "evaluate": TALK | {"--json", "--label-column", "--legend", "--res"},

@@ -7,6 +7,7 @@ import logging
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,8 @@ def _listen_to_the_library(params: dict[str, Any]) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
     logger.propagate = False
+    # rasterio's: pictures without georeference are welcome here, and a data set holds thousands
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
 
 
 def _verdict(failure: BaseException) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from uhrseg import __version__
-from uhrseg.cli import benchmark, evaluate, inspect, models, predict, train
+from uhrseg.cli import benchmark, data, evaluate, inspect, models, predict, train
 from uhrseg.cli.console import Command
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("predict", cls=Command)(predict.predict_command)
 app.command("train", cls=Command)(train.train_command)
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.command("evaluate", cls=Command)(evaluate.evaluate_command)
 app.command("benchmark", cls=Command)(benchmark.benchmark_command)
