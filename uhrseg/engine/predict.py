@@ -256,12 +256,12 @@ def predict(
     """Check that model and scene fit, and plan the prediction; nothing is computed yet.
 
     `sources`: a file, several, a folder or a glob (one mosaic), or an open scene, which is predicted in this process.
-    `model`: a shipped model's name, a model folder, or a module with its card. `overlap`: share of the window side, default the card's. `chunk`: side of the unit of work in
-    pixels (default 8192), `workers`: chunks in flight (default 1), `batch_size`: windows per model call (default 4 on
-    a CPU, 16 elsewhere). `scheduler`: run chunks on dask workers, ``local:N`` processes on this machine or those of a
-    scheduler ``tcp://HOST:PORT``, which must see sources, model and outputs under the same paths; by default one
-    process per GPU where there are several. `compiled`: torch.compile the model, which pays on large scenes. The
-    labels do not depend on `chunk`, `workers` or `scheduler`. Raises `InputError` when anything does not fit.
+    `model`: a shipped model's name, a model folder, or a module with its card. `overlap`: share of the window side,
+    default the card's. `chunk`: side of the unit of work in pixels (default 8192), `workers`: chunks in flight (default
+    1), `batch_size`: windows per model call (default 4 on a CPU, 16 elsewhere). `scheduler`: chunks on dask workers,
+    ``local:N`` processes or a scheduler ``tcp://HOST:PORT`` whose workers see all paths; by default one process per GPU
+    where there are several. `compiled`: torch.compile the model, which pays on large scenes. The labels do not depend
+    on `chunk`, `workers` or `scheduler`. Raises `InputError` when anything does not fit.
     """
     for name, value in {"chunk": chunk, "workers": workers, "batch size": batch_size}.items():
         if value is not None and value < 1:
