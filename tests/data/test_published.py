@@ -177,3 +177,14 @@ def test_bands_on_another_grid_are_refused(tmp_path: Path) -> None:
     write_image(dtm, np.zeros((10, 10), np.float32), "GTiff", crs="EPSG:32648")
     with pytest.raises(InputError, match="01_olinda.tif .10 x 10 px. is not on the grid"):
         labels_of(recipe, "train")
+
+
+def test_values_of_label_rasters_are_named_one_by_one(tmp_path: Path) -> None:
+    recipe = small_recipe("cityscapes", write_cityscapes(tmp_path))
+    path = next((tmp_path / "gtFine" / "val").rglob("*.png"))
+    write_image(path, stripes([7, 77]), "PNG")
+    with pytest.raises(InputError, match="holds the value 77, which data.label_values does not name"):
+        labels_of(recipe, "val")
+    wrong = small_recipe("cityscapes", tmp_path, 'data.label_values={ seven = "road" }')
+    with pytest.raises(InputError, match="names 'seven'"):
+        labels_of(wrong, "val")
