@@ -186,5 +186,5 @@ def test_values_of_label_rasters_are_named_one_by_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds the value 77, which data.label_values does not name"):
         labels_of(recipe, "val")
     wrong = small_recipe("cityscapes", tmp_path, 'data.label_values={ seven = "road" }')
-    with pytest.raises(InputError, match="names 'seven'"):
+    with pytest.raises(InputError, match="has 'seven'"):
         labels_of(wrong, "val")

@@ -33,7 +33,7 @@ def value_meaning(
     if not any(key.startswith("#") for key in values):
         words = [key for key in values if not key.isdecimal()]
         if words:
-            raise InputError(f"{path} holds numbers, but data.label_values names {words[0]!r}: name numbers or '#rrggbb'")
+            raise InputError(f"{path} holds numbers, but data.label_values has {words[0]!r}: give numbers or '#rrggbb'")
         return {legend.ignore: legend.ignore} | {int(key): ids[name] for key, name in values.items()}
     if dataset.colorinterp[0] is not ColorInterp.palette:
         raise InputError(f"{path} has no palette, but its classes are told by colour: give labels with a colour table")
