@@ -40,18 +40,22 @@ class BandSpec(_Frozen):
     """One input channel of the model."""
 
     name: str = Field(description="Name of the channel, e.g. 'red' or 'relief_15m'.")
-    kind: Literal["raw", "relief"] = Field(
-        "raw", description="'raw' takes the raster's values; 'relief' the value minus its local mean."
+    kind: Literal["raw", "relief", "crop_mean"] = Field(
+        "raw",
+        description="'raw' takes the raster's values; 'relief' the value minus its local mean; 'crop_mean' the value "
+        "minus the mean of its window, as published networks were trained (for imported checkpoints only).",
     )
     source: str | None = Field(None, description="Raster band it is derived from; default: its own name.")
     radius_m: float | None = Field(None, gt=0, description="Relief only: half side of the mean's square, metres.")
-    mean: float = Field(0.0, description="Training mean of the derived band, subtracted.")
+    mean: float = Field(0.0, description="Training mean of the derived band, subtracted; nan: not known.")
     std: float = Field(1.0, gt=0, description="Training standard deviation of the derived band, divided by.")
 
     @model_validator(mode="after")
     def _radius_belongs_to_relief(self) -> BandSpec:
         if (self.kind == "relief") != (self.radius_m is not None):
-            raise ValueError(f"band {self.name!r}: kind = 'relief' needs radius_m, and 'raw' takes none")
+            raise ValueError(f"band {self.name!r}: kind = 'relief' needs radius_m, and other kinds take none")
+        if self.kind == "crop_mean" and self.mean != 0:
+            raise ValueError(f"band {self.name!r}: kind = 'crop_mean' takes its mean from each window: leave mean out")
         return self
 
     @property

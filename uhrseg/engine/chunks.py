@@ -17,7 +17,7 @@ from torch import Tensor
 from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import return_free_memory
-from uhrseg.geo.bands import Derived, fill
+from uhrseg.geo.bands import Derived, centred, fill
 from uhrseg.geo.coarse import Coarse
 from uhrseg.geo.plan import Chunk, TilePlan, shifted
 from uhrseg.legend import NODATA
@@ -122,19 +122,21 @@ class _Reader:
         local, valid = job.derived.read_native(
             shifted(plan.geobox, plan.start(row), plan.start(cols[0]), (size, across + size))
         )
-        context = None
+        context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
         if plan.factor is not None and valid.any():
             corner = plan.context_start(row), plan.context_start(cols[0])
             cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
-            context = fill(*job.coarse.read(cells), job.coarse.padding)
+            values, seen = job.coarse.read(cells)
+            context = fill(values, seen, job.coarse.padding), seen
         run = _Run(row, cols, list(self._cut(row, cols, local, context, valid)), valid)
         self.seconds += time.perf_counter() - started
         return run
 
     def _cut(
-        self, row: int, cols: range, local: NDArray[Any], context: NDArray[np.float32] | None, valid: NDArray[np.bool_]
-    ) -> Iterator[_Window]:
-        plan, size = self.job.plan, self.job.plan.size
+        self, row: int, cols: range, local: NDArray[Any],
+        context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None, valid: NDArray[np.bool_],
+    ) -> Iterator[_Window]:  # fmt: skip
+        plan, size, own_zero = self.job.plan, self.job.plan.size, self.job.derived.crop_mean_channels
         for col in cols:
             left = plan.start(col) - plan.start(cols[0])
             inside = np.s_[left : left + size]
@@ -145,8 +147,9 @@ class _Reader:
                 pixels = fill(pixels.astype(np.float32, copy=False), good, self.job.coarse.padding)
             cells = None
             if plan.factor is not None and context is not None:
-                cells = context[:, :, left // plan.factor :][:, :, :size]
-            yield _Window(row, col, pixels, cells)
+                around = np.s_[left // plan.factor : left // plan.factor + size]
+                cells = centred(context[0][:, :, around], context[1][:, around], own_zero)
+            yield _Window(row, col, centred(pixels, good, own_zero), cells)
 
     def _remember(self, run: _Run) -> None:
         if not run.valid.any():  # rows of nodata take no memory

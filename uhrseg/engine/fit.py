@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from torch import nn
@@ -69,6 +70,12 @@ def check_fit(scene: Scene, card: ModelCard) -> Derived:
 
     Raises `InputError`, naming model and scene, when bands or ground sampling distance do not fit.
     """
+    unknown = [band.name for band in card.input.band if math.isnan(band.mean)]
+    if unknown:
+        raise InputError(
+            f"model {card.name}: the mean and std of {', '.join(unknown)} are not known (nan): write those of its "
+            "training set into its card.toml"
+        )
     needed = card.input.raster_bands
     wanted = f"{len(needed)} band(s) {', '.join(needed)}"
     if card.input.gsd_m:

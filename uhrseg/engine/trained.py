@@ -59,7 +59,7 @@ def with_training(card: ModelCard, recipe: Recipe, steps: int, scenes: int, scor
 
 def write_model(module: nn.Module, card: ModelCard, folder: Path) -> None:
     """Write weights and card into a folder beside `folder` and swap it in."""
-    partial, old = folder.with_name("model.partial"), folder.with_name("model.old")
+    partial, old = folder.with_name(f"{folder.name}.partial"), folder.with_name(f"{folder.name}.old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     weights = partial / card.weights.file

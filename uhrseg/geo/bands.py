@@ -18,7 +18,7 @@ from uhrseg.errors import InputError
 from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.scene import Readable, Scene, ground_sampling_distance
 
-__all__ = ["Derived", "fill", "local_mean"]
+__all__ = ["Derived", "centred", "fill", "local_mean"]
 
 _STEPS = 4096.0
 """Fixed-point steps per unit in local means: a quarter of a millimetre for heights in metres."""
@@ -54,6 +54,11 @@ class Derived:
         """Per channel, whether padding is 0 (relief) rather than the scene's mean (raw)."""
         return tuple(s.kind == "relief" for s in self.specs)
 
+    @property
+    def crop_mean_channels(self) -> tuple[int, ...]:
+        """The channels from which each window's own mean is taken (`centred`)."""
+        return tuple(i for i, s in enumerate(self.specs) if s.kind == "crop_mean")
+
     def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Derived pixels of `geobox`: array (C, Y, X) and valid (Y, X); the same wherever the box is cut."""
         (dy, dx), (height, width) = self._halo, geobox.shape
@@ -87,6 +92,22 @@ class Derived:
         raw, valid = self.scene.read_native(geobox)
         straight = self._sources == list(range(len(raw)))
         return raw if straight else raw[self._sources], valid
+
+
+def centred(window: NDArray[Any], valid: NDArray[np.bool_], channels: Sequence[int]) -> NDArray[Any]:
+    """A window (C, Y, X) whose `channels` have lost the mean of their valid pixels and are 0 elsewhere, in a copy.
+
+    What the authors' networks were trained on, and why it is for imported checkpoints only: the zero differs between
+    neighbouring windows and between the two scales. Without channels the window itself comes back.
+    """
+    if not channels:
+        return window
+    result = window.astype(np.float32)  # neighbours share the pixels
+    for channel in channels:
+        plane = result[channel]
+        mean = plane[valid].mean(dtype=np.float64) if valid.any() else 0.0
+        result[channel] = np.where(valid, plane - np.float32(mean), 0)
+    return result
 
 
 def _radius_pixels(geobox: GeoBox, spec: BandSpec) -> tuple[int, int]:

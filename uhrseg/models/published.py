@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,45 @@ from torch import Tensor
 from uhrseg.models.published_glam import from_glam
 from uhrseg.models.renaming import READ, Table, next_stage, rename
 
-__all__ = ["from_published"]
+__all__ = ["PUBLISHED", "from_published", "is_unread"]
+
+_SINGLE = {"strategy": "single"}
+_PARALLEL = {"strategy": "relays", "order": "parallel"}  # the published ViT and Swin (the paper's Eq. 11-13)
+_SEQUENTIAL = {"strategy": "relays", "order": "sequential"}
+_DEEP = {"depths": (2, 2, 18, 2)}  # the published Swin2_T forgets its own depths
+_UPER = {"head": "upernet_relay", "head_channels": 512}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "vit_s": {"trunk": "vit_s", **_SINGLE},
+    "vit_m": {"trunk": "vit_m", **_SINGLE},
+    "vit_b": {"trunk": "vit_b", **_SINGLE},
+    "rt_vit_s": {"trunk": "vit_s", **_PARALLEL},
+    "swin2_t": {"trunk": "swinv2_t", **_SINGLE, **_DEEP},
+    "swin2_s": {"trunk": "swinv2_s", **_SINGLE},
+    "swin2_b": {"trunk": "swinv2_b", **_SINGLE},
+    "swin2_l": {"trunk": "swinv2_l", **_SINGLE},
+    "rt_swin2_t": {"trunk": "swinv2_t", **_PARALLEL},
+    "rt_swin2_s": {"trunk": "swinv2_s", **_PARALLEL},
+    "rt_swin2_b": {"trunk": "swinv2_b", **_PARALLEL},
+    "rt_swin2_l": {"trunk": "swinv2_l", **_PARALLEL},
+    "flatten_swin_s": {"trunk": "flatten_swin_s", **_SINGLE, "faithful": True},
+    "rt_flatten_swin_s": {"trunk": "flatten_swin_s", **_SEQUENTIAL, "faithful": True},
+    "glam_s": {"trunk": "glam_s", **_SINGLE, **_UPER, "position": "table", "faithful": True},
+    "rt_glam_s": {"trunk": "glam_s", **_SEQUENTIAL, **_UPER, "position": "table", "faithful": True},
+    "rt_glam_s_lin": {"trunk": "glam_s", **_SEQUENTIAL, "position": "table", "faithful": True},
+}
+"""The relay paper's networks by the names of its configurations -> arguments of `build`."""
+
+# What the published networks carry and never read (see `from_published`).
+_UNREAD = re.compile(
+    r"\.(head|fc_norm)\.|\.patch_embed\.1\.|\b(relative_position_index|attn_mask|positional_encoding_?)$"
+    r"|\.gt_attn\.|\.pe$|^glam_swin_unet\.norm\d\."
+)
+
+
+def is_unread(key: str) -> bool:
+    """Whether a key that `from_published` leaves over is known to have no effect in the published network."""
+    return _UNREAD.search(key) is not None
 
 # (pattern, replacement): first match wins; keys have lost the Lightning prefix 'net.'. Sub-modules of the ViT with
 # relays sit in lists, so '.0' follows their names; an older class lacks it, and both are read.
