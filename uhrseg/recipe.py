@@ -104,6 +104,8 @@ class DataTable(_Table):
 
     @model_validator(mode="after")
     def _legend_is_sound(self) -> DataTable:
+        if any(band.kind == "crop_mean" for band in self.band):
+            raise ValueError("kind = 'crop_mean' is for imported checkpoints: train on kind = 'relief'")
         names = self.legend.names
         for name in [*filter(None, [self.label_class]), *(v for v in self.label_values.values() if v not in NO_CLASS)]:
             if name not in names:

@@ -28,6 +28,9 @@ SURFACE = {
     "data prepare": TALK,
     "models list": TALK | {"--json"},
     "models show": TALK | {"--json"},
+    "models verify": TALK,
+    "models import": TALK
+    | {"--arch", "--classes", "--faithful", "--json", "--order", "--output", "--overwrite", "--set", "-o"},
     "evaluate": TALK | {"--json", "--label-column", "--legend", "--res"},
     "benchmark": TALK
     | {"--data", "--models", "--output", "--quick", "--recipe", "--seeds", "--set", "--table", "--train", "-o"},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from uhrseg.cli import options
-from uhrseg.cli.console import Command, print_json
+from uhrseg.cli.console import Command, print_json, say
 
 if TYPE_CHECKING:
     from uhrseg.card import ModelCard
@@ -63,14 +64,83 @@ def show_command(
     Example:
       $ uhrseg models show swinv2-relay
     """
+    from json import loads
+
     from uhrseg.card import ModelCard
     from uhrseg.engine.fit import find_model
 
     card = ModelCard.read(find_model(name))
     if json:
-        print_json(card.model_dump(by_alias=True, mode="json"))
+        print_json(loads(card.model_dump_json(by_alias=True)))  # a mean nobody knows is null
         return
     typer.echo("\n".join(_describe(card)))
+
+
+@app.command("verify", cls=Command)
+def verify_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of shipped weights, or a model folder.")],
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Check that a model's card, weights (sha256, names, shapes) and architecture agree.
+
+    \b
+    Example:
+      $ uhrseg models verify swinv2-relay
+    """
+    from uhrseg.engine.fit import verify_model
+
+    card = verify_model(name)
+    if not quiet:
+        say(f"{card.name}: card, weights and architecture agree (sha256 {card.weights.sha256})")
+
+
+@app.command("import", cls=Command)
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="File of the relay paper's code.")],
+    arch: Annotated[str, typer.Option("--arch", metavar="NAME", help="The published network, e.g. rt_swin2_s.")],
+    classes: Annotated[
+        str, typer.Option("--classes", metavar="DATASET|NAME,...|FILE.toml", help="Data set, class names or a legend.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Model folder to write.")],
+    order: Annotated[
+        Literal["sequential", "parallel"] | None,
+        typer.Option("--order", help="Order of the two scales. [as the published network was trained]"),
+    ] = None,
+    faithful: Annotated[
+        bool | None,
+        typer.Option("--faithful/--no-faithful", help="Run as the published code does, defects included. [yes]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="A size that differs, or mean, std, gsd_m, overlap."),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.JsonOutput = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Make a model folder of a checkpoint of the relay paper's code. Only tensors are read: nothing in it is run.
+
+    \b
+    Example:
+      $ uhrseg models import epoch_049.ckpt --arch rt_swin2_s --classes archaeoscape -o archaeoscape
+    """
+    from uhrseg.engine.importing import import_checkpoint
+
+    done = import_checkpoint(
+        checkpoint, arch, classes, output, order, faithful, options.assignments(settings), overwrite
+    )
+    for line in () if quiet else (*done.notes, f"{done.tensors} tensors in {done.folder}; {_unused(done.unused)}"):
+        say(line)
+    if json:
+        print_json({"folder": str(done.folder), "tensors": done.tensors, "unused": done.unused, "notes": done.notes})
+
+
+def _unused(keys: tuple[str, ...]) -> str:
+    return f"left over, of no effect there: {', '.join(keys)}" if keys else "nothing left over"
 
 
 def _summary(card: ModelCard) -> dict[str, Any]:
@@ -110,6 +180,8 @@ def _describe(card: ModelCard) -> list[str]:
 def _band(band: Any) -> str:
     if band.kind == "raw":
         return str(band.name)
+    if band.kind == "crop_mean":
+        return f"{band.name} ({band.raster_band} minus its mean over the window)"
     return f"{band.name} ({band.raster_band} minus its mean within {band.radius_m:g} m)"
 
 

@@ -5,7 +5,8 @@ Index: Bidx BatchSize Debug Device JsonOutput Nodata Overwrite Precision Quiet V
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import tomllib
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +25,7 @@ __all__ = [
     "Quiet",
     "Verbose",
     "Workers",
+    "assignments",
     "band_numbers",
     "names",
     "seed_numbers",
@@ -55,6 +57,20 @@ Precision = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="Chunks at work at a time. [1]")]
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """``NAME=VALUE``s as a dict, values in TOML or bare words. Raises `InputError` for anything else."""
+    found: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"cannot apply --set {text!r}: write it as OPTION=VALUE")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = value.strip()
+    return found
 
 
 def names(given: str | None) -> list[str] | None:

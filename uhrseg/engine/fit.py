@@ -14,7 +14,7 @@ from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import TilePlan, overlap_pixels
 from uhrseg.geo.scene import Scene, gsd_fits
 
-__all__ = ["check_fit", "check_windows", "find_model", "load_model", "plan_for", "shipped_models"]
+__all__ = ["check_fit", "check_windows", "find_model", "load_model", "plan_for", "shipped_models", "verify_model"]
 
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -115,6 +115,19 @@ def _to_metres(scene: Scene) -> str:
 def _name(scene: Scene) -> str:
     more = f" and {len(scene.paths) - 1} more" if len(scene.paths) > 1 else ""
     return f"{Path(scene.paths[0]).name}{more}"
+
+
+def verify_model(model: str | Path) -> ModelCard:
+    """The card of a model whose card, weights (sha256, names, shapes) and architecture agree.
+
+    Raises `InputError` naming the first thing that does not, values that are not finite included.
+    """
+    module, card = load_model(model)
+    check_windows(module, card)
+    broken = [name for name, t in module.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise InputError(f"model {card.name}: {broken[0]} holds values that are not finite: fetch or train it again")
+    return card
 
 
 def check_windows(module: nn.Module, card: ModelCard) -> None:

@@ -18,6 +18,7 @@ from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
 from uhrseg.models.foreign import read_tensors
 from uhrseg.models.published import PUBLISHED, from_published, is_unread
+from uhrseg.models.segmenter import TWO_SCALES
 
 __all__ = ["DATASETS", "Imported", "PublishedData", "import_checkpoint"]
 
@@ -37,8 +38,8 @@ class PublishedData:
     overlap: float
 
 
-def _legend(background: int | None, **colors: str) -> Legend:
-    return Legend(tuple(LegendClass(i, name, color) for i, (name, color) in enumerate(colors.items())), background)
+def _legend(background_id: int | None, /, **colors: str) -> Legend:
+    return Legend(tuple(LegendClass(i, name, color) for i, (name, color) in enumerate(colors.items())), background_id)
 
 
 _RGB = ("red", "green", "blue")
@@ -142,8 +143,10 @@ def _read_off(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[s
     shape: dict[str, Any] = {
         "bands": projector.shape[1],
         "classes": head.shape[1] if "head.weight" in state else head.shape[0],
-        "share_projector": not any(key.startswith("trunk.context_") for key in state),
+        "share_projector": not any(key.startswith(("trunk.context_embed", "trunk.context_pos")) for key in state),
     }
+    if any(key.startswith("trunk.context_blocks.") for key in state):
+        shape["share_blocks"] = False
     if relays is not None:
         shape["relays"] = relays.shape[1]
         if options["strategy"] == "single":  # one scale with tokens: the registers baseline
@@ -201,7 +204,7 @@ def _card(
     legend = _legend_of(classes) if data is None else data.legend
     if len(legend) != count:
         raise InputError(f"--classes {classes} names {len(legend)} classes, but {path} was trained for {count}")
-    two_scales = options["strategy"] == "relays"
+    two_scales = options["strategy"] in TWO_SCALES
     return ModelCard(
         name=f"{arch}-{path.stem}",
         description=f"Imported from {path.name}, a checkpoint of the relay paper's code ({arch}).",
@@ -250,6 +253,6 @@ def _notes(card: ModelCard) -> tuple[str, ...]:
     if not unknown:
         return ()
     return (
-        f"The mean and std of {', '.join(unknown)} are in no checkpoint: write those of the training set into card.toml "
+        f"The mean and std of {', '.join(unknown)} are in no checkpoint: write the training set's into card.toml "
         "before you predict, or import again with --set mean=[...] --set std=[...].",
     )

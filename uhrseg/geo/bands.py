@@ -76,7 +76,6 @@ class Derived:
         array *= valid  # invalid pixels are 0, whatever their mean
         return array, valid
 
-
     @property
     def is_raw(self) -> bool:
         """Whether every channel is a band of the scene as it is."""

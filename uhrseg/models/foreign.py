@@ -8,7 +8,6 @@ this module; everything else becomes an inert placeholder.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -32,7 +31,10 @@ _STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _LARGEST_PICKLE = 256 << 20  # bytes; tensors lie beside it, so that of a checkpoint has a few megabytes
-_BROKEN = (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError)
+_BROKEN = (
+    OSError, SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError,
+    ValueError, AttributeError, RecursionError, MemoryError, OverflowError,
+)  # fmt: skip
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -46,7 +48,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"there is no checkpoint {path}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _read_zip(path)
-    except (OSError, SafetensorError, zipfile.BadZipFile, RecursionError, MemoryError, OverflowError, *_BROKEN) as error:
+    except _BROKEN as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{path} is not a readable checkpoint ({reason}): give a file that PyTorch 1.6 or later or Lightning saved"
@@ -158,6 +160,7 @@ class _Call:
     """A function that a pickle may call but not alter."""
 
     __slots__ = ("_function",)
+    _function: Any
 
     def __init__(self, function: Any) -> None:
         object.__setattr__(self, "_function", function)
@@ -187,8 +190,9 @@ def _tensor(what: _Described, archive: zipfile.ZipFile, prefix: str, bytes_of: d
     if any(type(n) is not int or n < 0 for n in numbers) or len(what.size) != len(what.stride):
         raise ValueError("a tensor has no sound shape")
     last = what.offset + sum((n - 1) * step for n, step in zip(what.size, what.stride, strict=True))
-    if math.prod(what.size) > held or (math.prod(what.size) and last >= held):
+    count = torch.Size(what.size).numel()
+    if count > held or (count and last >= held):
         raise ValueError("a tensor reaches beyond its bytes")
-    if math.prod(what.size) == 0:
+    if count == 0:
         return torch.empty(what.size, dtype=dtype)
     return torch.frombuffer(bytes_of[key], dtype=dtype).as_strided(what.size, what.stride, what.offset).clone()

@@ -55,6 +55,7 @@ def is_unread(key: str) -> bool:
     """Whether a key that `from_published` leaves over is known to have no effect in the published network."""
     return _UNREAD.search(key) is not None
 
+
 # (pattern, replacement): first match wins; keys have lost the Lightning prefix 'net.'. Sub-modules of the ViT with
 # relays sit in lists, so '.0' follows their names; an older class lacks it, and both are read.
 _SWIN: Table = (
