@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
 from tests.cli.conftest import Uhrseg
-from uhrseg.engine.fit import shipped_models
+from tests.models.golden import _trunk, read
+from uhrseg.card import ModelCard
+from uhrseg.engine.fit import check_fit, shipped_models
+from uhrseg.errors import InputError
 from uhrseg.models import MODELS
 
 
@@ -43,3 +50,33 @@ def test_show_refuses_an_architecture_and_an_unknown_name(uhrseg: Uhrseg) -> Non
     for name in ("swinv2_t", "nonsense"):
         result = uhrseg("models", "show", name)
         assert result.exit_code == 2 and name in result.stderr
+
+
+def test_verify_finds_weights_that_were_changed(uhrseg: Uhrseg, tmp_path: Path) -> None:
+    shipped = shipped_models()["swinv2-relay"]
+    assert uhrseg("models", "verify", shipped).exit_code == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(shipped, copy)
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1] + b"x")
+    result = uhrseg("models", "verify", copy)
+    assert result.exit_code == 2 and "sha256 differs" in result.stderr
+
+
+def test_import_makes_a_folder_that_show_and_verify_read_and_predict_asks_for_statistics(
+    uhrseg: Uhrseg, tmp_path: Path
+) -> None:
+    reference = Path(__file__).parents[1] / "golden" / "relay" / "rt_swin2.safetensors"
+    case = read(reference)
+    torch.save({"state_dict": {f"net.{k}": v for k, v in case.state.items()}}, tmp_path / "epoch_001.ckpt")
+    sizes = [f"{k}={json.dumps(v)}" for k, v in _trunk(case.config)[1].items()] + [f"image_size={case.local.shape[-1]}"]
+    chosen = [word for size in sizes for word in ("--set", size)]
+    names = ",".join(f"c{i}" for i in range(case.config["num_classes"]))
+    command = ["models", "import", tmp_path / "epoch_001.ckpt", "--arch", "rt_swin2_s", "--classes", names, *chosen]
+    result = uhrseg(*command, "-o", tmp_path / "m", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["tensors"] > 50 and "in no checkpoint" in result.stderr
+    assert json.loads(uhrseg("models", "show", tmp_path / "m", "--json").stdout)["input"]["band"][0]["mean"] is None
+    assert uhrseg("models", "verify", tmp_path / "m").exit_code == 0
+    with pytest.raises(InputError, match="not known"):
+        check_fit(None, ModelCard.read(tmp_path / "m"))  # type: ignore[arg-type]  # refused before the scene is asked
+    assert uhrseg(*command, "-o", tmp_path / "m").exit_code == 2  # it exists

@@ -190,7 +190,9 @@ def _tensor(what: _Described, archive: zipfile.ZipFile, prefix: str, bytes_of: d
     if any(type(n) is not int or n < 0 for n in numbers) or len(what.size) != len(what.stride):
         raise ValueError("a tensor has no sound shape")
     last = what.offset + sum((n - 1) * step for n, step in zip(what.size, what.stride, strict=True))
-    count = torch.Size(what.size).numel()
+    count = 1
+    for n in what.size:
+        count *= n  # Python's integers: torch's own would overflow
     if count > held or (count and last >= held):
         raise ValueError("a tensor reaches beyond its bytes")
     if count == 0:
