@@ -21,6 +21,7 @@ SURFACE = {
     "predict": TALK
     | READ
     | {"--batch-size", "--chunk", "--classes", "--device", "--dry-run", "--json", "--min-area", "--model", "--output"}
+    | {"--aoi", "--bounds", "--res", "--resume", "--simplify"}
     | {"--compile", "--overlap", "--overwrite", "--precision", "--probabilities", "--scheduler", "--taper"}
     | {"--workers", "-o"},
     "train": TALK | {"--fast-dev-run", "--output", "--resume", "--set", "-o"},

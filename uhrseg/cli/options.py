@@ -28,6 +28,8 @@ __all__ = [
     "assignments",
     "band_numbers",
     "names",
+    "numbers",
+    "resolution",
     "seed_numbers",
 ]
 
@@ -76,6 +78,26 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
 def names(given: str | None) -> list[str] | None:
     """The parts of ``NAME,NAME``; None stays None."""
     return None if given is None else [part.strip() for part in given.split(",")]
+
+
+def numbers(given: str | None, option: str) -> list[float] | None:
+    """The numbers of ``1.5,2,3``; None stays None. Raises `InputError` for anything else."""
+    try:
+        return None if given is None else [float(part) for part in given.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {given!r} is not understood: give numbers with commas between") from error
+
+
+def resolution(given: str | None) -> float | Literal["card"] | None:
+    """``card``, a number of metres, or None. Raises `InputError` for anything else."""
+    if given is None:
+        return None
+    if given == "card":
+        return "card"
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InputError(f"--res {given!r} is not understood: give card, or metres such as 0.5") from error
 
 
 def seed_numbers(given: str) -> tuple[int, ...]:

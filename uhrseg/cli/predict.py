@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +13,7 @@ import typer
 
 from uhrseg.cli import options
 from uhrseg.cli.console import geojson_on_stdout, print_json, progress_bar, say
-from uhrseg.errors import InputError
+from uhrseg.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from uhrseg.engine.predict import Report
@@ -38,6 +42,19 @@ def predict_command(
     ] = None,
     min_area: Annotated[
         float | None, typer.Option("--min-area", metavar="M2", min=0, help="Smallest polygon, in m2.")
+    ] = None,
+    simplify: Annotated[
+        float | None, typer.Option("--simplify", metavar="METRES", help="Take out corners of polygons, without gaps.")
+    ] = None,
+    bounds: Annotated[
+        str | None,
+        typer.Option("--bounds", metavar="LEFT,BOTTOM,RIGHT,TOP", help="Only this part, in the scene's CRS."),
+    ] = None,
+    aoi: Annotated[
+        Path | None, typer.Option("--aoi", metavar="FILE", help="Only what lies in these polygons, in any CRS.")
+    ] = None,
+    res: Annotated[
+        str | None, typer.Option("--res", metavar="card|METRES", help="Read at the model's, or this, pixel size.")
     ] = None,
     overlap: Annotated[
         float | None,
@@ -72,6 +89,7 @@ def predict_command(
     nodata: options.Nodata = None,
     allow_network: options.AllowNetwork = False,
     overwrite: options.Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and write nothing.")] = False,
     json: options.JsonOutput = False,
     quiet: options.Quiet = False,
@@ -107,12 +125,20 @@ def predict_command(
         allow_network=allow_network,
         scheduler=scheduler,
         compiled=compiled,
+        bounds=options.numbers(bounds, "--bounds"),
+        aoi=aoi,
+        res=options.resolution(res),
     )
     if dry_run:
-        forecast = prediction.forecast()
+        polygons = any(output.suffix.lower() != ".tif" for output in outputs or ())
+        forecast = prediction.forecast(polygons or not outputs, probabilities is not None)
         print_json(forecast.as_dict()) if json else typer.echo("\n".join(forecast.lines()))
         return
-    with geojson_on_stdout(outputs or (), json) as files, progress_bar("Segmenting", quiet) as progress:
+    with (
+        geojson_on_stdout(outputs or (), json) as files,
+        progress_bar("Segmenting", quiet) as progress,
+        _say_how_to_resume([*files, *([probabilities] if probabilities else [])]),
+    ):
         report = prediction.write(
             *files,
             overwrite=overwrite,
@@ -120,11 +146,30 @@ def predict_command(
             classes=chosen,
             probabilities=probabilities,
             progress=progress,
+            resume=resume,
+            simplify_m=simplify,
         )
     if json:
         print_json(report.as_dict())
     elif not quiet:
         _summarise(report)
+
+
+@contextmanager
+def _say_how_to_resume(files: list[Path]) -> Iterator[None]:
+    """Add the command that resumes to what ends a run, when it left finished work behind."""
+    from uhrseg.engine.journal import work_folder
+
+    try:
+        yield
+    except (KeyboardInterrupt, RunError) as end:
+        if Path("-") in files or not work_folder(files[0]).is_dir():
+            raise
+        words = [word for word in sys.argv[1:] if word != "--resume"]
+        command = shlex.join(["uhrseg", *words, "--resume"])
+        if isinstance(end, RunError):
+            raise RunError(f"{end}. Finished work is kept. To go on: {command}") from end
+        raise KeyboardInterrupt(f"Interrupted, and finished work is kept. To go on: {command}") from end
 
 
 def _summarise(report: Report) -> None:

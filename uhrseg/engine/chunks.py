@@ -17,14 +17,15 @@ from torch import Tensor
 from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import return_free_memory
+from uhrseg.geo.area import Area
 from uhrseg.geo.bands import Derived, centred, fill
 from uhrseg.geo.coarse import Coarse
 from uhrseg.geo.plan import Chunk, TilePlan, shifted
 from uhrseg.legend import NODATA
 
-__all__ = ["Job", "Strip", "run_chunk"]
+__all__ = ["RUN", "Job", "Strip", "run_chunk"]
 
-_RUN = 8
+RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 
@@ -39,6 +40,7 @@ class Job:
     batch_size: int
     confidence: bool
     probabilities: bool
+    area: Area
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Run:
-    """Some neighbouring windows of one row, those with a valid pixel, and what is valid under all of them (S, X)."""
+    """Some neighbouring windows of one row, those with a wanted pixel, and what is wanted under all of them (S, X)."""
 
     row: int
     cols: range
@@ -88,10 +90,10 @@ class _Reader:
         self._valid: dict[int, NDArray[np.bool_]] = {}  # window row -> (S, chunk width); absent: nothing valid
 
     def __iter__(self) -> Iterator[_Window]:
-        """The windows that hold a valid pixel."""
+        """The windows that hold a valid pixel that is asked for."""
         plan = self.job.plan
         cols = plan.touching(self.chunk.cols, plan.cols)
-        runs = [(row, cols[i : i + _RUN]) for row in self.rows for i in range(0, len(cols), _RUN)]
+        runs = [(row, cols[i : i + RUN]) for row in self.rows for i in range(0, len(cols), RUN)]
         with ThreadPoolExecutor(1, thread_name_prefix="uhrseg-read") as thread:
             ahead = thread.submit(self._read, *runs[0])
             for following in [*runs[1:], None]:
@@ -119,29 +121,33 @@ class _Reader:
         started = time.perf_counter()
         job, plan, size = self.job, self.job.plan, self.job.plan.size
         across = plan.start(cols[-1]) - plan.start(cols[0])
-        local, valid = job.derived.read_native(
-            shifted(plan.geobox, plan.start(row), plan.start(cols[0]), (size, across + size))
-        )
+        shape = (size, across + size)
+        asked = job.area.mask(plan.start(row), plan.start(cols[0]), shape)
+        if not asked.any():
+            return _Run(row, cols, [], asked)
+        local, valid = job.derived.read_native(shifted(plan.geobox, plan.start(row), plan.start(cols[0]), shape))
         context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
         if plan.factor is not None and valid.any():
             corner = plan.context_start(row), plan.context_start(cols[0])
             cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
             values, seen = job.coarse.read(cells)
             context = fill(values, seen, job.coarse.padding), seen
-        run = _Run(row, cols, list(self._cut(row, cols, local, context, valid)), valid)
+        asked &= valid
+        run = _Run(row, cols, list(self._cut(row, cols, local, context, valid, asked)), asked)
         self.seconds += time.perf_counter() - started
         return run
 
     def _cut(
         self, row: int, cols: range, local: NDArray[Any],
-        context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None, valid: NDArray[np.bool_],
+        context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None,
+        valid: NDArray[np.bool_], asked: NDArray[np.bool_],
     ) -> Iterator[_Window]:  # fmt: skip
         plan, size, own_zero = self.job.plan, self.job.plan.size, self.job.derived.crop_mean_channels
         for col in cols:
             left = plan.start(col) - plan.start(cols[0])
             inside = np.s_[left : left + size]
             good, pixels = valid[:, inside], local[:, :, inside]
-            if not good.any():
+            if not asked[:, inside].any():
                 continue
             if not good.all():  # floats are padded in place: what is invalid for one window is so for its neighbours
                 pixels = fill(pixels.astype(np.float32, copy=False), good, self.job.coarse.padding)

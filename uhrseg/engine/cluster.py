@@ -1,17 +1,15 @@
 """Chunks on dask.distributed workers: each process loads the model once, on its own device.
 
-A worker writes a chunk's strips to one file in a folder that all see (the one beside the outputs), and the client
-copies them into the outputs: no process ever holds more than a strip. A chunk whose worker is lost is run again by
-another worker; dask sees to that.
+A worker keeps its finished chunks in the run's working folder (`uhrseg.engine.journal`), which all see, and the outputs
+are made of them: no process ever holds more than a strip. A chunk whose worker is lost is run again by another worker;
+dask sees to that.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,18 +17,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle
-import numpy as np
 import torch
 from distributed import Client, KilledWorker, LocalCluster, as_completed, get_worker
 from distributed.comm.core import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
-from numpy.lib import format as npy
 from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
 from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
 from uhrseg.engine.fit import load_model
+from uhrseg.engine.journal import Partials
 from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import Chunk
 from uhrseg.geo.scene import gdal_settings
@@ -52,14 +49,13 @@ class Setup:
     compiled: bool
     job: Job
     sources: tuple[str, ...]
-    folder: Path  # seen by all workers and the client
+    partials: Partials  # in a folder seen by all workers and the client
 
 
 @dataclass(frozen=True)
 class Work:
-    """A finished chunk: where its strips lie, and what it took."""
+    """What a finished chunk took."""
 
-    path: str
     windows: int
     read_s: float
     model_s: float
@@ -107,25 +103,19 @@ def connect(scheduler: str) -> Iterator[Client]:
         yield client
 
 
-def run_on_cluster(
-    client: Client, setup: Setup, chunks: Sequence[Chunk], take: Callable[[Chunk, Strip], None],
-    finished: Callable[[Chunk, Work], None],
-) -> None:  # fmt: skip
-    """Run chunks on the client's workers; `take` gets every strip and `finished` every chunk, in this thread.
+def run_on_cluster(client: Client, setup: Setup, chunks: Sequence[Chunk], finished: Callable[[Work], None]) -> None:
+    """Run chunks on the client's workers, which keep them; `finished` hears of each, in this thread.
 
-    The strips are those of `run_chunk`. Chunks of lost workers are run again elsewhere. Raises what a chunk raised,
+    Chunks of lost workers are run again elsewhere. Raises what a chunk raised,
     and `RunError` when workers die of one chunk again and again or the scheduler is lost.
     """
     plugin = _Worker(setup)
     try:
         client.register_plugin(plugin, name=plugin.name)
-        futures = {client.submit(_run, plugin.name, i, c, pure=False): c for i, c in enumerate(chunks)}
+        futures = {client.submit(_run, plugin.name, chunk, pure=False) for chunk in chunks}
         for future in as_completed(futures):
-            chunk, work = futures.pop(future), future.result()
-            for strip in _read_part(Path(work.path), chunk):
-                take(chunk, strip)
-            os.remove(work.path)
-            finished(chunk, work)
+            futures.remove(future)
+            finished(future.result())
             future.release()
         client.unregister_worker_plugin(plugin.name)
     except KilledWorker as error:
@@ -167,8 +157,8 @@ class _Worker(WorkerPlugin):
         self._worker_name = worker.name
         self._loading = threading.Lock()
 
-    def run(self, index: int, chunk: Chunk) -> Work:
-        """Run one chunk and write its strips."""
+    def run(self, chunk: Chunk) -> Work:
+        """Run one chunk and keep it."""
         with self._loading:
             self._runner = runner = self._runner or self._load()
         job = replace(self.setup_.job, batch_size=runner.batch_size)
@@ -178,12 +168,18 @@ class _Worker(WorkerPlugin):
             nonlocal windows
             windows += more
 
-        path = self.setup_.folder / f"chunk-{index:06d}.zip"
-        with gdal_settings(self.setup_.sources), _part(path) as part:
-            for number, (strip, seconds) in enumerate(run_chunk(job, runner, chunk, threading.Event(), count)):
-                _write_strip(part, number, strip)
+        def strips() -> Iterator[Strip]:
+            nonlocal read_s
+            for strip, seconds in run_chunk(job, runner, chunk, threading.Event(), count):
                 read_s += seconds
-        return Work(str(path), windows, read_s, runner.seconds - before, str(runner.device), runner.precision)
+                yield strip
+
+        with gdal_settings(self.setup_.sources):
+            try:
+                self.setup_.partials.write(chunk, strips())
+            except FileNotFoundError as error:
+                raise RunError(f"{error.filename} is not there: do all workers share the outputs' folder?") from error
+        return Work(windows, read_s, runner.seconds - before, str(runner.device), runner.precision)
 
     def _load(self) -> Runner:
         setup = self.setup_
@@ -195,10 +191,10 @@ class _Worker(WorkerPlugin):
         return Runner(module, card, device, precision, batch, setup.compiled)
 
 
-def _run(plugin: str, index: int, chunk: Chunk) -> Work:
+def _run(plugin: str, chunk: Chunk) -> Work:
     """The task that dask runs."""
     worker = cast(_Worker, get_worker().plugins[plugin])
-    return worker.run(index, chunk)
+    return worker.run(chunk)
 
 
 def device_of_worker(device: str, worker: str | int, gpus: int) -> str:
@@ -210,53 +206,3 @@ def device_of_worker(device: str, worker: str | int, gpus: int) -> str:
     if device not in ("auto", "cuda") or gpus < 2 or number is None:
         return device
     return f"cuda:{int(number[0]) % gpus}"
-
-
-@contextmanager
-def _part(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A file of strips that takes its name when complete: a lost worker leaves none that looks whole."""
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as part:
-            yield part
-        os.replace(draft, path)
-    except OSError as error:
-        raise RunError(f"cannot write {draft} ({error}): the folder must be one that all workers share") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-_PLANES = ("labels", "confidence", "probabilities")
-
-
-def _write_strip(part: zipfile.ZipFile, number: int, strip: Strip) -> None:
-    for name in _PLANES:
-        plane = getattr(strip, name)
-        if plane is not None:
-            with part.open(f"{number:06d} {strip.rows.start} {name}", "w", force_zip64=True) as file:
-                npy.write_array(file, np.ascontiguousarray(plane), allow_pickle=False)
-
-
-def _read_part(path: Path, chunk: Chunk) -> Iterator[Strip]:
-    """The strips of a chunk, one in memory at a time; the archive's checksums are checked on the way."""
-    try:
-        with zipfile.ZipFile(path) as part:
-            names = sorted({name.rsplit(" ", 1)[0] for name in part.namelist()})
-            for name in names:
-                planes = {p: _read_plane(part, f"{name} {p}") for p in _PLANES}
-                labels, top = planes["labels"], int(name.split()[1])
-                assert labels is not None, "every strip has labels"
-                yield Strip(
-                    slice(top, top + len(labels)), chunk.cols, labels, planes["confidence"], planes["probabilities"]
-                )
-    except (OSError, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"cannot read what a worker wrote to {path} ({error}): do all workers share this folder?"
-        ) from error
-
-
-def _read_plane(part: zipfile.ZipFile, name: str) -> Any:
-    if name not in part.namelist():
-        return None
-    with part.open(name) as file:
-        return npy.read_array(file, allow_pickle=False)

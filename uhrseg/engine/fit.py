@@ -100,6 +100,7 @@ def _check_gsd(scene: Scene, model: str, wanted: str, gsd: float) -> None:
     if not gsd_fits(actual, gsd):
         raise InputError(
             f"model {model} expects {wanted}; {_name(scene)} has pixels of {actual[1]:.4g} x {actual[0]:.4g} m: "
+            f"read it at the model's with --res card, or "
             f"resample it with gdalwarp {_to_metres(scene)}-tr {gsd:g} {gsd:g} -tap -r average"
         )
 

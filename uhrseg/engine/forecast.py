@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from uhrseg.card import ModelCard
+from uhrseg.engine.chunks import RUN
 from uhrseg.engine.device import Runner
 from uhrseg.geo.plan import Chunk, TilePlan
 
@@ -18,6 +19,7 @@ __all__ = ["Forecast", "forecast"]
 _PROBE_SECONDS = 2.0
 _MB = 1e6
 _GDAL_CACHE_MB = 64
+_RUNS_HELD = 3  # one at work, one read ahead, one whose last windows wait for a batch to fill
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Forecast:
             f"windows  {self.windows:,} of {self.window_px} px, {self.overlap_px} px overlap{scale}",
             f"chunks   {self.chunks:,}, {self.workers} at a time, {self.batch_size} windows a batch",
             f"memory   {self.memory_mb:,.0f} MB above the loaded model: {self.memory_formula}",
-            f"disk     {self.disk_mb:,.0f} MB while running, beside the output and in the temporary folder",
+            f"disk     {self.disk_mb:,.0f} MB beside the first output while running, and the outputs",
             f"time     about {_duration(self.seconds)} on {self.device} in {self.precision}",
         ]
 
@@ -70,10 +72,14 @@ def forecast(
     card: ModelCard,
     workers: int,
     batch_size: int,
+    planes: int = 2,
 ) -> Forecast:
-    """Count windows and bytes, and time the model for about two seconds on windows of zeros."""
-    memory, formula = _memory(plan, chunks, card, workers)
-    pixels = math.prod(plan.geobox.shape)
+    """Count windows and bytes, and time the model for about two seconds on windows of zeros.
+
+    `planes`: uint8 planes kept of each chunk.
+    """
+    memory, formula = _memory(plan, chunks, card, workers, batch_size)
+    pixels = sum(math.prod(chunk.shape) for chunk in chunks)
     return Forecast(
         pixels=pixels,
         windows=windows,
@@ -85,32 +91,34 @@ def forecast(
         batch_size=batch_size,
         memory_mb=memory,
         memory_formula=formula,
-        disk_mb=_disk(plan, card) / _MB,
+        disk_mb=_disk(plan, pixels, planes, card) / _MB,
         seconds=windows * _seconds_per_window(plan, runner, card, batch_size),
         device=str(runner.device),
         precision=runner.precision,
     )
 
 
-def _memory(plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int) -> tuple[float, str]:
-    """Bytes held by the chunks in flight: two padded window rows read ahead, one accumulator and its softmax."""
+def _memory(plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int) -> tuple[float, str]:
+    """Bytes held by the chunks in flight: runs of windows read ahead, a batch, the blended overlap, finished rows."""
     width = max(c.shape[1] for c in chunks) + 2 * plan.size
     bands, classes = len(card.input.band), len(card.legend)
-    row = bands * plan.size * width * 4
-    blend = classes * plan.size * width * 4
-    total = workers * (2 * row + blend) / _MB + _GDAL_CACHE_MB
+    scales = 1 if plan.factor is None else 2
+    read = _RUNS_HELD * scales * bands * plan.size * (RUN * plan.stride + plan.overlap) * 4
+    stacked = batch * plan.size**2 * (scales * bands + classes) * 4
+    blend = (classes * plan.overlap * 4 + 2 * (2 + classes) * plan.size) * width
+    total = workers * (read + stacked + blend) / _MB + _GDAL_CACHE_MB
     formula = (
-        f"{workers} x (2 x {bands} bands + {classes} classes) x {plan.size} rows x {width} columns x 4 B "
-        f"+ {_GDAL_CACHE_MB} MB of GDAL cache, and the model's activations"
+        f"{workers} x ({read / _MB:.0f} MB read ahead ({_RUNS_HELD} x {RUN} windows of {bands} bands) + "
+        f"{stacked / _MB:.0f} MB in a batch of {batch} + {blend / _MB:.0f} MB of rows {width} px wide "
+        f"({classes} classes)) + {_GDAL_CACHE_MB} MB of GDAL cache, and the model's activations"
     )
     return total, formula
 
 
-def _disk(plan: TilePlan, card: ModelCard) -> float:
-    """Bytes of the uint8 partials (labels and confidence) and of the coarse grid in float32."""
-    pixels = math.prod(plan.geobox.shape)
-    coarse = 0 if plan.factor is None else pixels / plan.factor**2 * 4 * len(card.input.band)
-    return 2 * pixels + coarse
+def _disk(plan: TilePlan, pixels: int, planes: int, card: ModelCard) -> float:
+    """Bytes of the finished chunks' uint8 planes and of the coarse grid in float32."""
+    coarse = 0 if plan.factor is None else math.prod(plan.geobox.shape) / plan.factor**2 * 4 * len(card.input.band)
+    return planes * pixels + coarse
 
 
 def _seconds_per_window(plan: TilePlan, runner: Runner, card: ModelCard, batch_size: int) -> float:

@@ -6,9 +6,12 @@ origin. Overviews in the file are never used: nobody can tell how they were made
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import uuid
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +29,7 @@ from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import coarse_geobox, shifted
 from uhrseg.geo.scene import Scene
 
-__all__ = ["Coarse", "block_means", "build_coarse", "read_blocks"]
+__all__ = ["Coarse", "block_means", "build_coarse", "cached_coarse", "read_blocks"]
 
 _IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
 _BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
@@ -120,6 +123,44 @@ def build_coarse(
     return Coarse(sums.padding(derived), path)
 
 
+def cached_coarse(
+    derived: Derived,
+    factor: int | None,
+    folder: Path,
+    how: Literal["average", "decimate"] = "average",
+    progress: Callable[[int, int], None] | None = None,
+) -> Coarse:
+    """The coarse grid and the padding kept in `folder`, built there by `build_coarse`'s rules unless they are complete.
+
+    The files stay. Whoever calls answers for the scene being the same. Raises `RunError` when a read or write fails.
+    """
+    grid, note = folder / "coarse.tif", folder / "coarse.json"
+    if not note.is_file():
+        padding = _keep(derived, factor, grid, how, progress)
+        draft = note.with_suffix(".draft")
+        draft.write_text(json.dumps([float(p) for p in padding]), encoding="utf-8")
+        os.replace(draft, note)
+    padding = np.array(json.loads(note.read_text(encoding="utf-8")), dtype=np.float32)
+    return Coarse(padding, str(grid) if factor else None, owned=False)
+
+
+def _keep(
+    derived: Derived,
+    factor: int | None,
+    grid: Path,
+    how: Literal["average", "decimate"],
+    progress: Callable[[int, int], None] | None,
+) -> NDArray[np.float32]:
+    if factor is None:
+        return build_coarse(derived, None).padding
+    sums = _Sums(len(derived.bands))
+    try:
+        _write_grid(str(grid), coarse_geobox(derived.geobox, factor), derived, factor, how, sums, progress)
+    except RasterioError as error:
+        raise RunError(f"the coarse grid {grid} cannot be written: {error}") from error
+    return sums.padding(derived)
+
+
 class _Sums:
     """Running float64 sums of the valid pixels, per channel."""
 
@@ -170,7 +211,7 @@ def _write_grid(
         "crs": grid.crs.to_wkt() if grid.crs else None,
         "tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band", "bigtiff": "if_safer",
     }  # fmt: skip
-    blocks = list(read_blocks(derived, factor))
+    blocks, written = list(read_blocks(derived, factor)), []
     with rasterio.open(path, "w", **profile) as out:
         for done, ((row, col), box) in enumerate(blocks, start=1):
             array, valid = derived.read(box)
@@ -178,8 +219,12 @@ def _write_grid(
             cells = block_means(array, valid, factor) if how == "average" else _first_pixels(array, valid, factor)
             window = Window(col // factor, row // factor, cells.shape[2], cells.shape[1])
             out.write(cells, window=window)
+            written.append((window, zlib.crc32(np.ascontiguousarray(cells).data)))
             if progress:
                 progress(done, len(blocks))
+    with rasterio.open(path) as grid_file:  # GDAL tells nobody of a block that found no room when the file was closed
+        if any(zlib.crc32(grid_file.read(window=window).data) != crc for window, crc in written):
+            raise RunError(f"the coarse grid {path} does not read back as it was written: is the disk full?")
 
 
 def read_blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int], GeoBox]]:

@@ -33,7 +33,7 @@ from uhrseg.errors import InputError, RunError
 from uhrseg.geo.style import category_names, legend_tags, write_raster_style
 from uhrseg.legend import NODATA, Legend
 
-__all__ = ["PROBABILITY_SCALE", "ClassMapSink", "PlanesSink", "write_cog"]
+__all__ = ["PROBABILITY_SCALE", "ClassMapSink", "PlanesSink", "Region", "publish", "reads_back", "write_cog"]
 
 PROBABILITY_SCALE = 1 / 254
 """A plane's value times this is a probability (255 is nodata)."""
@@ -41,7 +41,7 @@ PROBABILITY_SCALE = 1 / 254
 _BLOCK = 512
 """Side of the tiles in pixels: the default of GDAL's COG driver."""
 
-_Region = tuple[int, int, int, int]  # row start, row stop, column start, column stop
+Region = tuple[int, int, int, int]  # row start, row stop, column start, column stop
 _GDAL_ERRORS = (OSError, RasterioError, CPLE_BaseError)
 
 
@@ -56,7 +56,7 @@ class _TiledSink:
         self.count = count
         self.tiled_path = self.path.with_name(f".{self.path.name}.partial.tif")
         self._lock = threading.Lock()
-        self._checksums: dict[_Region, int] = {}
+        self._checksums: dict[Region, int] = {}
         with _run_errors(self.path):
             self._partial = _create(self.tiled_path, geobox, count)
         try:
@@ -87,6 +87,11 @@ class _TiledSink:
             self._partial.write(planes, window=Window(cols.start, rows.start, width, height))
             self._checksums[region] = checksum
 
+    @property
+    def checksums(self) -> dict[Region, int]:
+        """CRC-32 of every region written."""
+        return dict(self._checksums)
+
     def flush(self) -> None:
         """No more writes: the partial at `tiled_path` is complete and can be read until `close`.
 
@@ -104,15 +109,10 @@ class _TiledSink:
         _remove(self.tiled_path)
 
     def _finish(self, resampling: Literal["mode", "average"]) -> None:
-        draft = self.path.with_name(f".{self.path.name}.cog.tif")
         try:
             self.flush()
-            write_cog(self.tiled_path, draft, resampling)
-            _verify(draft, self._checksums, self.path)
-            with _run_errors(self.path):
-                _rename(draft, self.path)
+            publish(self.tiled_path, self.path, self._checksums, resampling)
         finally:
-            _remove(draft)
             self.abort()
 
     def close(self) -> None:
@@ -197,6 +197,21 @@ class PlanesSink(_TiledSink):
             self.abort()
 
 
+def publish(tiled_path: Path, path: Path, checksums: dict[Region, int], resampling: Literal["mode", "average"]) -> None:
+    """Make a COG of a raster beside `path`, read it back against `checksums`, and give it its name.
+
+    Raises `RunError`, and leaves nothing behind, when it cannot be written or does not read back.
+    """
+    draft = path.with_name(f".{path.name}.cog.tif")
+    try:
+        write_cog(tiled_path, draft, resampling)
+        _verify(draft, checksums, path)
+        with _run_errors(path):
+            _rename(draft, path)
+    finally:
+        _remove(draft)
+
+
 def write_cog(tiled_path: Path, path: Path, resampling: Literal["mode", "average"]) -> None:
     """Copy a GeoTIFF to a Cloud Optimized GeoTIFF (https://gdal.org/drivers/raster/cog.html).
 
@@ -238,19 +253,31 @@ def _create(path: Path, geobox: GeoBox, count: int) -> rasterio.io.DatasetWriter
         )  # fmt: skip
 
 
-def _verify(file: Path, checksums: dict[_Region, int], path: Path) -> None:
+def _verify(file: Path, checksums: dict[Region, int], path: Path) -> None:
     """Read back every region written; `RunError` when `file` holds anything else."""
     with _run_errors(path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            source = rasterio.open(file)
-        with source:
-            intact = all(_checksum(source, region) == value for region, value in checksums.items())
+        intact = _intact(file, checksums)
     if not intact:
         raise _failure(path, "what was written does not read back")
 
 
-def _checksum(source: rasterio.io.DatasetReader, region: _Region) -> int:
+def reads_back(file: Path, checksums: dict[Region, int]) -> bool:
+    """Whether a file can be read and holds, in every region, what was written there."""
+    try:
+        return _intact(file, checksums)
+    except _GDAL_ERRORS:
+        return False
+
+
+def _intact(file: Path, checksums: dict[Region, int]) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        source = rasterio.open(file)
+    with source:
+        return all(_checksum(source, region) == value for region, value in checksums.items())
+
+
+def _checksum(source: rasterio.io.DatasetReader, region: Region) -> int:
     """CRC-32 of a region, band by band, read a row of tiles at a time."""
     top, bottom, left, right = region
     checksum = 0
