@@ -10,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from tests.trees import TREES, small_recipe
+from uhrseg.benchmark import datasets
 from uhrseg.benchmark.context import STRATEGIES
 from uhrseg.benchmark.provenance import fingerprint, provenance, recipe_hash
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.run import OnData, run_suites, write_report
 from uhrseg.benchmark.tables import suite_table
+from uhrseg.benchmark.trials import DATASETS, Trial, trials_for
 from uhrseg.errors import InputError
+from uhrseg.models import build
 from uhrseg.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,3 +125,28 @@ class Balanced(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_the_papers_lines_are_trained_scored_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = TREES["cityscapes"](tmp_path / "tree")
+    small = small_recipe("cityscapes", root).write(tmp_path / "cityscapes.toml")
+    one = [Trial("Table 3", "Sliding window", ("model.strategy=single",), {"cityscapes": 68.2})]
+    monkeypatch.setattr(datasets, "trials_for", lambda dataset: one)
+    options = OnData(recipe=small, train=True, seeds=(1,))
+    first = run_suites(["cityscapes"], tmp_path / "report", quick=True, on_data=options).rows[0]
+    assert first.paper == {"mIoU": 68.2} and first.rule.startswith("val: mean of IoU over")
+    again: list[Row] = []
+    run_suites(["cityscapes"], tmp_path / "report", quick=True, on_data=options, on_row=again.append)
+    assert again == []
+    assert "Table 3: Sliding window" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_every_line_of_the_papers_tables_is_a_network_that_builds() -> None:
+    for dataset in DATASETS[:4]:
+        for trial in trials_for(dataset):
+            recipe = Recipe.read(ROOT / "recipes" / f"{dataset}.toml", [*trial.changes, "model.pretrained=false"])
+            with torch.device("meta"):
+                build(
+                    **recipe.model.architecture, bands=3, classes=4, size=recipe.window.size,
+                    context_factor=recipe.context_factor,
+                )  # fmt: skip

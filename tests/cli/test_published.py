@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def test_every_layout_is_checked_and_trains(name: str, uhrseg: Uhrseg, tmp_path:
     assert trained.exit_code == 0, trained.stderr
     card = ModelCard.read(Path("run/model"))
     assert [c["name"] for c in PRESETS[name]["class"]] == card.legend.names
+    scored = uhrseg("benchmark", name, "--recipe", *words, "--models", "run/model", "-o", "report", "-q")
+    assert scored.exit_code == 0, scored.stderr
+    row = json.loads(Path("report/results.json").read_text())["rows"][0]
+    assert 0 <= row["metrics"]["mIoU"] <= 100 and row["provenance"]["data_fingerprint"]
     if name == "archaeoscape":
         return  # a parcel's bands lie in two files, which predict takes as a stacked VRT
     source = next((tmp_path / "tree").glob(IMAGES[name]))

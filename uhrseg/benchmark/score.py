@@ -8,13 +8,11 @@ from pathlib import Path
 from uhrseg.benchmark.provenance import fingerprint, provenance
 from uhrseg.benchmark.rows import Row
 from uhrseg.data.datasets import Split, find_rasters
-from uhrseg.data.scenes import labels_on
 from uhrseg.engine.device import resolve_device, resolve_precision
 from uhrseg.engine.fit import load_model
-from uhrseg.engine.predict import predict_labels
 from uhrseg.engine.score import Confusion
+from uhrseg.engine.validate import labelled_parts
 from uhrseg.errors import InputError
-from uhrseg.geo.stack import open_stack
 from uhrseg.recipe import Recipe
 
 __all__ = ["score_model"]
@@ -42,9 +40,8 @@ def score_model(
     total, scenes, started = Confusion(len(legend)), {}, time.perf_counter()
     for source in sources:
         one = Confusion(len(legend))
-        scene = open_stack(source.rasters)
-        prediction = predict_labels(scene, module, card, device=str(where), precision=precision)
-        one.update(labels_on(source, scene.geobox, recipe.data), prediction, legend.ignore)
+        for labels, prediction, _ in labelled_parts(source, module, card, recipe, str(where), precision):
+            one.update(labels, prediction, legend.ignore)
         value = one.scores(legend)["miou"]
         if value is not None:
             scenes[source.name] = 100 * value

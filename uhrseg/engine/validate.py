@@ -28,7 +28,7 @@ from uhrseg.recipe import Recipe
 from uhrseg.report.panels import draw_panels
 from uhrseg.report.quicklook import View
 
-__all__ = ["score_columns", "score_table", "validate"]
+__all__ = ["labelled_parts", "score_columns", "score_table", "validate"]
 
 _QUICKLOOKS = 4
 """Rasters drawn, the first in name order."""
@@ -57,7 +57,7 @@ def validate(
     for index in range(fabric.global_rank, len(rasters), fabric.world_size):
         source = rasters[index]
         folder = run_dir / "quicklooks" if run_dir and index < _QUICKLOOKS else None
-        for labels, prediction, box in _labelled_parts(source, module, card, recipe, str(fabric.device), precision):
+        for labels, prediction, box in labelled_parts(source, module, card, recipe, str(fabric.device), precision):
             confusion.update(labels, prediction, recipe.data.ignore)
             if folder is not None:
                 _draw_quicklook(source, labels, prediction, box, card, folder)
@@ -69,7 +69,7 @@ def validate(
     return confusion.scores(card.legend)
 
 
-def _labelled_parts(
+def labelled_parts(
     source: LabelledRaster, module: nn.Module, card: ModelCard, recipe: Recipe, device: str, precision: str
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], GeoBox]]:
     """Labels, prediction and grid of the parts of a raster that hold any label; the others are not predicted."""

@@ -65,6 +65,11 @@ class _Whole:
         return self.body(tokens), relays
 
 
+def _refuse_drop_path(name: str, drop_path: float) -> None:
+    if drop_path:
+        raise InputError(f"trunk {name!r} has no stochastic depth: set drop_path = 0, not {drop_path:g}")
+
+
 def _refuse_relays(name: str, relays: int, separate_projector: bool) -> None:
     if relays or separate_projector:
         raise InputError(
@@ -88,10 +93,16 @@ class _Unet(nn.Module):
 
 
 def unet(
-    bands: int, size: int, relays: int, separate_projector: bool, encoder: str = "resnet34"
+    bands: int,
+    size: int,
+    relays: int,
+    separate_projector: bool,
+    encoder: str = "resnet34",
+    drop_path: float = 0.0,
 ) -> LibraryTrunk:
     """U-Net (Ronneberger et al. 2015) of segmentation-models-pytorch, 16 features per pixel; from scratch."""
     _refuse_relays("unet", relays, separate_projector)
+    _refuse_drop_path("unet", drop_path)
     return LibraryTrunk(_Unet(bands, encoder), size, [16], [1])
 
 
@@ -114,9 +125,12 @@ class _DeepLab(nn.Module):
         return [self.pool(self.layers(self.stem(image)))]
 
 
-def deeplabv3(bands: int, size: int, relays: int, separate_projector: bool) -> LibraryTrunk:
+def deeplabv3(
+    bands: int, size: int, relays: int, separate_projector: bool, drop_path: float = 0.0
+) -> LibraryTrunk:
     """DeepLabv3 (Chen et al. 2017) of torchvision, 256 features at stride 8; from scratch. Use head = 'bilinear'."""
     _refuse_relays("deeplabv3", relays, separate_projector)
+    _refuse_drop_path("deeplabv3", drop_path)
     return LibraryTrunk(_DeepLab(bands), size, [256], [8])
 
 
