@@ -8,7 +8,6 @@ import sys
 import tempfile
 import traceback
 import warnings
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,10 +100,9 @@ def _listen_to_the_library(params: dict[str, Any]) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers = [handler]
     logger.propagate = False
-    # A raster without a CRS is said so where it matters (inspect, --min-area); rasterio would repeat it at every opening.
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     # rasterio's: pictures without georeference are welcome here, and a data set holds thousands
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")
+    warnings.filterwarnings("ignore", message="The given matrix is equal to Affine.identity")
 
 
 def _verdict(failure: BaseException) -> tuple[str, int]:
