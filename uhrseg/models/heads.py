@@ -32,7 +32,12 @@ class LinearHead(nn.ConvTranspose2d):
 
     def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:  # type: ignore[override]
         """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride); the image is not looked at."""
-        return super().forward(maps[-1])
+        x, side = maps[-1], self.stride[0]
+        # As a matrix product: torch's transposed convolution took about a quarter of SwinV2-S's forward in bf16 on CPU.
+        y = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (B, HW, classes * side * side)
+        y = y.unflatten(2, (-1, side, side)).unflatten(1, x.shape[2:])  # (B, H, W, classes, side, side)
+        logits = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, classes, H * side, W * side)
+        return logits if self.bias is None else logits + self.bias[:, None, None]
 
 
 class BilinearHead(nn.Conv2d):
