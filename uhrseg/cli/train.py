@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -36,18 +37,24 @@ def train_command(
     Example:
       $ uhrseg train recipes/lidar_demo.toml -o runs/lidar_demo --set train.epochs=2
     """
+    from uhrseg.errors import InputError
     from uhrseg.recipe import Recipe
 
-    plan = Recipe.read(recipe, overrides or [])
-
-    from uhrseg.engine.train import train
-
-    folder = run_dir or Path("runs") / plan.name
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started: it speaks for all
     try:
+        plan = Recipe.read(recipe, overrides or [])
+        folder = run_dir or Path("runs") / plan.name
+
+        from uhrseg.engine.train import train
+
         model_folder = train(plan, folder, resume=resume, fast_dev_run=fast_dev_run, quiet=quiet)
+    except InputError as error:  # found by every process alike
+        if first:
+            raise
+        raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"Interrupted. To go on: {_resume(recipe, folder, overrides or [])}") from stop
-    if not quiet:
+    if first and not quiet:
         say(f"wrote {model_folder}")
 
 

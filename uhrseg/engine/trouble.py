@@ -25,7 +25,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: CUDA's and MPS' own exceptions, and the messages of torch's CPU allocator."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in (*_CPU_ALLOCATION, "out of memory"))
+    words = str(error).strip()
+    # oneDNN's whole message when it gets no memory; what it does not support has more words.
+    short = words == "could not create a primitive"
+    found = any(part in words for part in (*_CPU_ALLOCATION, "out of memory"))
+    return isinstance(error, RuntimeError) and (short or found)
 
 
 def release_memory() -> None:

@@ -21,6 +21,7 @@ from uhrseg.engine.device import resolve_precision
 from uhrseg.engine.predict import predict
 from uhrseg.engine.score import Confusion
 from uhrseg.engine.step import reduced
+from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import shifted
 from uhrseg.geo.scene import Scene, gdal_settings
 from uhrseg.geo.stack import open_stack
@@ -57,11 +58,16 @@ def validate(
     for index in range(fabric.global_rank, len(rasters), fabric.world_size):
         source = rasters[index]
         folder = run_dir / "quicklooks" if run_dir and index < _QUICKLOOKS else None
-        for labels, prediction, box in labelled_parts(source, module, card, recipe, str(fabric.device), precision):
-            confusion.update(labels, prediction, recipe.data.ignore)
-            if folder is not None:
-                _draw_quicklook(source, labels, prediction, box, card, folder)
-            folder = None  # one of each raster
+        try:
+            for labels, prediction, box in labelled_parts(source, module, card, recipe, str(fabric.device), precision):
+                confusion.update(labels, prediction, recipe.data.ignore)
+                if folder is not None:
+                    _draw_quicklook(source, labels, prediction, box, card, folder)
+                folder = None  # one of each raster
+        except InputError as error:
+            if fabric.is_global_zero:
+                raise
+            raise RunError(str(error)) from error  # only this process saw it: it must speak
     counts = torch.from_numpy(np.append(confusion.matrix.ravel(), confusion.unpredicted)).to(fabric.device)
     counts = reduced(fabric, counts, "sum").cpu()
     confusion.matrix = counts[:-1].reshape(confusion.matrix.shape).numpy()

@@ -89,7 +89,9 @@ def _draw_scores(axes: Axes, rows: Sequence[dict[str, float | None]]) -> None:
     best = int(np.argmax(means))
     axes.plot(steps, means, color="black", marker="o", linewidth=2.5, label="mean")
     axes.plot(steps[best], means[best], "*", color="gold", markeredgecolor="black", markersize=16, zorder=3)
-    axes.annotate(f" {means[best]:.3f}", (steps[best], means[best]), fontsize=9, va="bottom")
+    axes.annotate(
+        f"{means[best]:.3f}", (steps[best], means[best]), (0, 9), textcoords="offset points", fontsize=9, ha="center"
+    )
     axes.legend(fontsize="small", ncols=2)
 
 
