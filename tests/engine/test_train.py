@@ -152,11 +152,13 @@ def test_accumulated_passes_are_one_big_batch(root: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_two_processes_are_one_with_the_doubled_batch(root: Path, tmp_path: Path) -> None:
-    """Crops with ignored pixels included: sums and counts are those of both processes together."""
-    same = ("model.drop_path=0.0", "train.epochs=1", "train.steps_per_epoch=6", *VALIDATED)
+@pytest.mark.parametrize("passes", [("train.batch_size=2",), ("train.batch_size=1", "train.accumulate=2")])
+def test_two_processes_are_one_with_the_doubled_batch(root: Path, tmp_path: Path, passes: tuple[str, ...]) -> None:
+    """Over 50 steps. Crops with ignored pixels included: sums and counts are those of all passes and processes."""
+    same = ("model.drop_path=0.0", "train.epochs=1", "train.steps_per_epoch=50", "train.lr=1e-3", "window.size=32",
+            "model.window=4", "loss.dice_weight=1.0", *VALIDATED)
     train(recipe_for(root, *same, "train.batch_size=4"), tmp_path / "one")
-    recipe = recipe_for(root, *same, "train.batch_size=2").write(root / "two.toml")
+    recipe = recipe_for(root, *same, *passes).write(root / "two.toml")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "uhrseg"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
@@ -165,7 +167,9 @@ def test_two_processes_are_one_with_the_doubled_batch(root: Path, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
-    for term in ("loss", "local", "global", "consistency"):
+    assert len(one) == len(two) == 50
+    assert done.stderr.count("wrote") == 1  # the first process speaks for all
+    for term in ("loss", "local", "global", "consistency", "dice"):
         np.testing.assert_allclose([r[term] for r in one], [r[term] for r in two], atol=1e-4)
     rows = [list(csv.DictReader((tmp_path / run / "metrics.csv").open()))[-1] for run in ("one", "two")]
     assert float(rows[0]["val_miou"]) == pytest.approx(float(rows[1]["val_miou"]), abs=0.02)
