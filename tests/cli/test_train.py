@@ -74,8 +74,10 @@ def test_a_recipe_becomes_a_model_that_predicts(uhrseg: Uhrseg, recipe: Path, ra
         {"trunk": '"glam_t"', "head": '"unet_nlu"', "global_tokens": 2},
         {"trunk": '"glam_t"', "head": '"upernet_relay"', "head_channels": 8, "faithful": "true", "depths": "[2, 2]"},
         {"trunk": '"flatten_swin_t"', "faithful": "false"},
+        {"strategy": '"downsampling"'},
+        {"strategy": '"decision_fusion"', "share_projector": "false"},
     ],
-    ids=lambda settings: settings["trunk"].strip('"'),
+    ids=lambda settings: "-".join(str(value).strip('"') for value in settings.values()),
 )
 def test_other_trunks_and_heads_train_and_predict(uhrseg: Uhrseg, recipe: Path, raster: Path, settings: dict) -> None:
     chosen = [part for key, value in settings.items() for part in ("--set", f"model.{key}={value}")]
