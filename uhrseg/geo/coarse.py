@@ -178,16 +178,22 @@ class _Sums:
 
 
 def _scene_mean(derived: Derived) -> NDArray[np.float32]:
-    """Mean of the scene; of a large one, of blocks spread over it: a second reading costs more than it tells."""
+    """Mean of the scene; of a large one, of the middles of blocks spread over it: a second reading costs too much."""
     sums = _Sums(len(derived.bands))
     boxes = [box for _, box in read_blocks(derived, 1)]
     chosen = np.unique(np.linspace(0, len(boxes) - 1, _SAMPLED_BLOCKS).round().astype(int))
     for i in chosen:
-        sums.add(*derived.read(boxes[i]))
+        sums.add(*derived.read(boxes[i] if len(boxes) <= _SAMPLED_BLOCKS else _middle(boxes[i])))
     if sums.count == 0:  # nothing but nodata there: read the rest
         for i in np.setdiff1d(np.arange(len(boxes)), chosen):
             sums.add(*derived.read(boxes[i]))
     return sums.padding(derived)
+
+
+def _middle(box: GeoBox) -> GeoBox:
+    """The middle of a block, a quarter of its pixels."""
+    height, width = box.shape
+    return shifted(box, height // 4, width // 4, (max(height // 2, 1), max(width // 2, 1)))
 
 
 def _grid_path(grid: GeoBox, channels: int, folder: Path | None, in_memory: bool) -> str:
