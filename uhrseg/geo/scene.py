@@ -118,11 +118,12 @@ class Scene:
                 refuse_hidden_network(path)
         first: SourceFile | None = None
         opened: list[SourceFile] = []
-        for path in paths:
-            one = examine(path, bidx, nodata)
-            first = first or one
-            must_agree(first, one)
-            opened.append(one)
+        with gdal_settings(paths):
+            for path in paths:
+                one = examine(path, bidx, nodata)
+                first = first or one
+                must_agree(first, one)
+                opened.append(one)
         assert first is not None, "resolve_sources returns at least one path"
         geobox, places = _union([one.geobox for one in opened])
         files = tuple(
@@ -282,10 +283,16 @@ def gdal_settings(sources: Sequence[str] = (), cache_mb: int = 64) -> Iterator[N
     """GDAL options for streaming large rasters (https://gdal.org/en/stable/user/configoptions.html).
 
     A bounded block cache (GDAL's default is 5 % of memory). For remote sources the folder of every opened file is
-    not listed; local ones keep the listing, since masks (.msk) and world files (.tfw) are found by it.
+    not listed, and a request that a busy server refuses is sent again three times; local ones keep the listing, since
+    masks (.msk) and world files (.tfw) are found by it.
     """
     options: dict[str, Any] = {"GDAL_CACHEMAX": cache_mb}
     if any(is_remote(source) for source in sources):
-        options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
+        options |= {
+            "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+            "GDAL_HTTP_MAX_RETRY": 3,
+            "GDAL_HTTP_RETRY_DELAY": 1,
+            "GDAL_HTTP_CONNECTTIMEOUT": 20,
+        }
     with rasterio.Env(**options):
         yield
