@@ -9,6 +9,7 @@ import typer
 
 from uhrseg.cli import options
 from uhrseg.cli.console import Command, print_json, say
+from uhrseg.errors import InputError
 
 if TYPE_CHECKING:
     from uhrseg.card import ModelCard
@@ -137,6 +138,37 @@ def import_command(
         say(line)
     if json:
         print_json({"folder": str(done.folder), "tensors": done.tensors, "unused": done.unused, "notes": done.notes})
+
+
+@app.command("attention", cls=Command)
+def attention_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of shipped weights, or a model folder.")],
+    image: Annotated[str, typer.Argument(metavar="RASTER", help="Anything GDAL opens.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.png", help="Picture to write.")],
+    bounds: Annotated[
+        str | None,
+        typer.Option("--bounds", metavar="L,B,R,T", help="The window is in the middle of these. [the raster]"),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draw where each relay token looks, in the local window and in its context.
+
+    \b
+    Example:
+      $ uhrseg models attention swinv2-relay parcel.tif -o attention.png
+    """
+    from uhrseg.engine.attention import draw_relays
+
+    if output.suffix.lower() != ".png":
+        raise InputError(f"{output} is no PNG: name the picture FILE.png")
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists: pass --overwrite to replace it")
+    row, col = draw_relays(name, image, output, options.numbers(bounds, "--bounds"))
+    if not quiet:
+        say(f"wrote {output}: the window at row {row}, column {col}")
 
 
 def _unused(keys: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from uhrseg.errors import InputError
 from uhrseg.models.relay import CONTEXT, Scale, Want
 
-__all__ = ["VitTrunk", "timm_vit", "vit"]
+__all__ = ["VitTrunk", "is_plain", "timm_vit", "vit"]
 
 
 class VitTrunk(nn.Module):
@@ -189,14 +189,15 @@ class _VitBlock:
             return self.block(tokens), None
         count = relays.shape[1]
         x = torch.cat((relays, tokens), 1)  # (B, R + N, C)
-        if want != "both" and _is_plain(self.block):
+        if want != "both" and is_plain(self.block):
             part = _rows(self.block, x, slice(0, count) if want == "relays" else slice(count, None))
             return (tokens, part) if want == "relays" else (part, relays)
         x = self.block(x)
         return x[:, count:], x[:, :count]
 
 
-def _is_plain(block: nn.Module) -> bool:
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is timm's plain one, which can be computed for some rows alone."""
     attn = getattr(block, "attn", None)
     return type(block) is Block and type(attn) is Attention and attn.gate is None
 

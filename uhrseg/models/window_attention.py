@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import WindowAttention
 from torch import Tensor, nn
 
-__all__ = ["CosineAttention", "attend", "no_autocast", "split_heads"]
+__all__ = ["CosineAttention", "attend", "cosine_weights", "no_autocast", "split_heads"]
 
 _MAX_LOGIT_SCALE = math.log(100.0)  # Swin V2, section 3.2: temperature not below 0.01
 _MAX_BIAS = 16.0  # Swin V2's published code: 16 * sigmoid
@@ -105,6 +105,15 @@ class CosineAttention(WindowAttention):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # copies and pickles start without
+
+
+def cosine_weights(attn: CosineAttention, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
+    """The weights that ``attn(x, mask, rows)`` gives the values: (B*W, h, rows, N), rows of sum 1."""
+    q, k, _ = attn._qkv(x, rows)  # (B*W, h, rows | N, d)
+    scale = attn.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
+    logits = _unit(q, scale) @ _unit(k, None).transpose(-2, -1)  # (B*W, h, rows, N)
+    bias = attn.bias(x.shape[2], mask, logits.dtype)[:, :, rows]  # (1 | W, h, rows, N)
+    return (logits.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["View", "background", "hillshade", "quicklook", "scale_bar_length"]
+__all__ = ["View", "background", "hillshade", "quicklook", "save_figure", "scale_bar_length"]
 
 _NO_DATA_GREY = 0.87
 _OVERLAY = 0.45
@@ -90,7 +90,7 @@ def quicklook(
     axes.set_title(f"{Path(raster_path).name}{note}", loc="left", fontsize=11)
     _draw_scale_bar(axes, view.grid)
     _draw_legend(figure, entries)
-    return _save(figure, Path(png_path))
+    return save_figure(figure, Path(png_path))
 
 
 def hillshade(elevation: NDArray[np.float32], spacing: tuple[float, float]) -> NDArray[np.float32]:
@@ -262,7 +262,8 @@ def _draw_legend(figure: Figure, entries: list[LegendClass]) -> None:
         figure.legend(handles=patches, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.1)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG, all of it or nothing; raises `RunError` when it cannot be written."""
     draft = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(draft, format="png")
