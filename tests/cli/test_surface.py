@@ -31,6 +31,7 @@ SURFACE = {
     "models show": TALK | {"--json"},
     "models verify": TALK,
     "models attention": TALK | {"--bounds", "--output", "--overwrite", "-o"},
+    "models export": TALK | {"--json", "--output", "--overwrite", "-o"},
     "models import": TALK
     | {"--arch", "--classes", "--faithful", "--json", "--order", "--output", "--overwrite", "--set", "-o"},
     "evaluate": TALK | {"--json", "--label-column", "--legend", "--res"},

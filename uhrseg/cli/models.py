@@ -140,6 +140,31 @@ def import_command(
         print_json({"folder": str(done.folder), "tensors": done.tensors, "unused": done.unused, "notes": done.notes})
 
 
+@app.command("export", cls=Command)
+def export_command(
+    model: Annotated[str, typer.Argument(metavar="FOLDER", help="Model folder, or name of shipped weights.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.onnx", help="File to write.")],
+    overwrite: options.Overwrite = False,
+    json: options.JsonOutput = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a model as ONNX, with a free batch size, checked with onnxruntime against the original.
+
+    \b
+    Example:
+      $ uhrseg models export swinv2-relay -o swinv2-relay.onnx
+    """
+    from uhrseg.engine.export import export_onnx
+
+    done = export_onnx(model, output, overwrite)
+    if not quiet:
+        say(f"wrote {done.path}: inputs {', '.join(done.inputs)}; logits differ by at most {done.difference:.1e}")
+    if json:
+        print_json({"output": str(done.path), "inputs": done.inputs, "difference": done.difference})
+
+
 @app.command("attention", cls=Command)
 def attention_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of shipped weights, or a model folder.")],

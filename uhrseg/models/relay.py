@@ -95,8 +95,8 @@ def two_scales(
     locals_, contexts = [], []
     for stage, blocks, is_last in _walk(trunk):
         f_local, f_context, relays = stage.merge(f_local), stage.merge(f_context), _project(stage, relays)
-        for block in blocks:
-            if is_last and block is blocks[-1] and not with_context:
+        for i, block in enumerate(blocks):
+            if is_last and i == len(blocks) - 1 and not with_context:
                 f_local = last_step(block, f_local, f_context, relays)
             else:
                 f_local, f_context, relays = step(block, f_local, f_context, relays)

@@ -96,7 +96,7 @@ class Segmenter(nn.Module):
         batch size, and a prediction must not depend on the batch it sits in (measured: no slower)."""
         skips = getattr(self.head, "skips", False)  # a U-Net reads what entered the stages
         maps = self.trunk.skips(tokens) if skips else self.trunk.maps(tokens, self.head.last_only)  # type: ignore[operator]
-        if self.training or maps[0].device.type != "cpu":
+        if self.training or maps[0].device.type != "cpu" or torch.compiler.is_exporting():
             return cast(Tensor, self.head(maps, image))
         samples = (slice(i, i + 1) for i in range(image.shape[0]))
         return torch.cat([self.head([m[one] for m in maps], image[one]) for one in samples])
