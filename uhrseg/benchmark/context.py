@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uhrseg.benchmark.datasets import train_run
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.score import score_model
 from uhrseg.data.simulate import CLASSES, CUES, write_dataset
-from uhrseg.engine.train import train
 from uhrseg.recipe import Recipe
 
 __all__ = ["FULL", "QUICK", "STRATEGIES", "Size", "context", "context_recipe"]
@@ -90,7 +90,4 @@ def context(
 def _row(cue: str, root: Path, strategy: str, seed: int, runs: Path, size: Size) -> Row:
     recipe = context_recipe(cue, root, STRATEGIES[strategy], seed, size)
     run = runs / f"{cue}-{strategy.replace(', ', '-').replace(' ', '-')}-{seed}"
-    model = run / "model"
-    if not (model / "card.toml").exists():
-        model = train(recipe, run, resume=(run / "checkpoints" / "last").exists())
-    return score_model(model, recipe, "val", suite=f"context: {cue}", name=strategy, seed=seed)
+    return score_model(train_run(recipe, run), recipe, "val", suite=f"context: {cue}", name=strategy, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from uhrseg.data.datasets import Split
 from uhrseg.engine.train import train
 from uhrseg.recipe import Recipe
 
-__all__ = ["score_folders", "train_trials"]
+__all__ = ["score_folders", "train_run", "train_trials"]
 
 
 def score_folders(suite: str, recipe: Recipe, models: Sequence[str]) -> Iterator[Row]:
@@ -29,7 +30,8 @@ def train_trials(
     """One row per line of the paper's tables and seed: trained where its folder has no model yet, then scored.
 
     Runs lie in ``results.folder / runs``; a run that was interrupted goes on from its checkpoint, and a line that is in
-    the results is not run again. `tables` limits the lines ("Table 3"); `overrides` change every recipe.
+    the results is not run again. `tables` limits the lines ("Table 3"); `overrides` change every recipe and win over
+    the line's own changes.
     """
     for trial in trials_for(suite):
         if tables and trial.table not in tables:
@@ -38,8 +40,8 @@ def train_trials(
             name = f"{trial.table}: {trial.name}"
             if (suite, name, seed) in results:
                 continue
-            changed = Recipe.read(recipe, [*overrides, *trial.changes, f"seed={seed}"])
-            model = _train(changed, results.folder / "runs" / _slug(suite, trial, seed), fast_dev_run)
+            changed = Recipe.read(recipe, [*trial.changes, *overrides, f"seed={seed}"])
+            model = train_run(changed, results.folder / "runs" / _slug(suite, trial, seed), fast_dev_run)
             row = score_model(model, changed, _split(changed), suite=suite, name=name, seed=seed)
             paper = {"mIoU": trial.paper[suite]} if suite in trial.paper else {}
             yield row.model_copy(update={"paper": paper})
@@ -54,9 +56,11 @@ def _slug(suite: str, trial: Trial, seed: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{suite} {trial.table} {trial.name} {seed}".lower())
 
 
-def _train(recipe: Recipe, run: Path, fast_dev_run: bool) -> Path:
+def train_run(recipe: Recipe, run: Path, fast_dev_run: bool = False) -> Path:
     """The model folder of a run, trained or resumed where it is not complete."""
     if (run / "model" / "card.toml").exists():
         return run / "model"
     resume = (run / "checkpoints" / "last").exists()
+    if run.exists() and not resume:
+        shutil.rmtree(run)  # interrupted before its first checkpoint
     return train(recipe, run, resume=resume, fast_dev_run=fast_dev_run)
