@@ -68,6 +68,21 @@ def test_shape_and_determinism(name: str, bands: int) -> None:
     assert torch.isfinite(first.logits).all()
 
 
+@pytest.mark.parametrize("name", ["swinv2"])
+@pytest.mark.parametrize("relays", [1, 3])
+def test_few_relays_do_not_depend_on_the_batch(name: str, relays: int) -> None:
+    model, (local, context) = make(name, relays=relays), images(batch=5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            whole = model(local, context).logits
+            assert torch.equal(model(local[:1], context[:1]).logits, whole[:1])
+            assert torch.equal(model(local[1:3], context[1:3]).logits, whole[1:3])
+    finally:
+        torch.set_num_threads(threads)
+
+
 @EVERY
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "autocast"])
 def test_logits_do_not_depend_on_the_batch(name: str, precision: str) -> None:

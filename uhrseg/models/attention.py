@@ -71,11 +71,7 @@ def swin_weights(block: SwinBlock, tokens: Tensor, relays: Tensor) -> Tensor:
     tokens (B, H, W, C), relays (B, R, C). The block gives the mean of the copies, so each counts for 1/n.
     """
     windows = block._partition(tokens)  # (B, n, w*w, C)
-    copies = relays.unsqueeze(1).expand(-1, windows.shape[1], -1, -1)
-    x = torch.cat((windows, copies), 2)
-    weights = cosine_weights(
-        cast(CosineAttention, block.attn), x, cast(Tensor | None, block.attn_mask), slice(block.window_area, None)
-    )
+    weights = cosine_weights(cast(CosineAttention, block.attn), windows, relays)
     return weights.unflatten(0, windows.shape[:2])
 
 

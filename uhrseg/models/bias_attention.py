@@ -42,7 +42,7 @@ class BiasAttention(nn.Module):
         ``rows``: the tokens whose result is wanted; all are attended to.
         """
         q, k, v = self._qkv(x, rows)  # (B*n, h, rows | N, d)
-        bias = self._bias(first, x.shape[2], mask).to(v.dtype)[:, :, rows]  # (1 | n, h, rows, N)
+        bias = self._bias(first, x.shape[2], mask).to(v.dtype)[:, :, rows].contiguous()  # (1 | n, h, rows, N)
         with no_autocast(x.device):
             y = attend(q * q.shape[-1] ** -0.5, k, v, bias)
         y = y.transpose(1, 2).reshape(*x.shape[:2], -1, self.dim)

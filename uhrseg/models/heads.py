@@ -26,6 +26,7 @@ class LinearHead(nn.ConvTranspose2d):
     """
 
     last_only = True
+    convolves = False
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], classes: int, bands: int) -> None:
         super().__init__(channels[-1], classes, strides[-1], strides[-1])
@@ -34,10 +35,14 @@ class LinearHead(nn.ConvTranspose2d):
         """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride); the image is not looked at."""
         x, side = maps[-1], self.stride[0]
         # As a matrix product: torch's transposed convolution took about a quarter of SwinV2-S's forward in bf16 on CPU.
-        y = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.weight.flatten(1)  # (B, HW, classes * side * side)
-        y = y.unflatten(2, (-1, side, side)).unflatten(1, x.shape[2:])  # (B, H, W, classes, side, side)
-        logits = y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, classes, H * side, W * side)
-        return logits if self.bias is None else logits + self.bias[:, None, None]
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
+        # One product per sample: a single one over all chooses its steps by their number, and rounds otherwise.
+        y = tokens @ self.weight.flatten(1).expand(x.shape[0], -1, -1)  # (B, HW, classes * side * side)
+        if self.bias is not None:
+            y = y + self.bias.repeat_interleave(side * side)
+        y = y.unflatten(1, x.shape[2:])
+        y = y.unflatten(3, (-1, side, side))  # (B, H, W, classes, side, side)
+        return y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, classes, H * side, W * side)
 
 
 class BilinearHead(nn.Conv2d):

@@ -12,9 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOCAL", "CONTEXT", "ORDERS", "Block", "Order", "Scale", "Stage", "Trunk", "Want", "one_scale", "two_scales"]
+__all__ = [
+    "CONTEXT",
+    "LOCAL",
+    "ORDERS",
+    "Block",
+    "Order",
+    "Scale",
+    "Stage",
+    "Trunk",
+    "Want",
+    "by_rows",
+    "one_scale",
+    "two_scales",
+]
+
+_FEWEST_ROWS = 4
 
 Scale = Literal["local", "context"]
 LOCAL: Scale = "local"
@@ -145,8 +161,18 @@ ORDERS: dict[Order, tuple[_Step, _LastStep]] = {
 }
 
 
+def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``layer(x)`` for x (B, R, C) and a layer that treats rows alike, whatever the batch.
+
+    Products of less than four rows take another routine of the CPU's library, which rounds otherwise: one sample with
+    one relay would not give what it gives in a batch.
+    """
+    missing = _FEWEST_ROWS - x.shape[1]
+    return layer(x) if missing <= 0 else layer(F.pad(x, (0, 0, 0, missing)))[:, : x.shape[1]]
+
+
 def _project(stage: Stage, relays: Tensor | None) -> Tensor | None:
-    return None if relays is None else stage.project(relays)
+    return None if relays is None else by_rows(stage.project, relays)
 
 
 def _walk(trunk: Trunk) -> Iterator[tuple[Stage, list[Pair], bool]]:

@@ -92,11 +92,12 @@ class Segmenter(nn.Module):
         return SegOutput(logits, context_logits if with_context_logits else None)
 
     def _head(self, tokens: list[Tensor], image: Tensor) -> Tensor:
-        """Logits of one scale. On CPU the head takes one sample at a time: its convolutions choose their algorithm by
-        batch size, and a prediction must not depend on the batch it sits in (measured: no slower)."""
+        """Logits of one scale. On CPU a head with convolutions takes one sample at a time: they choose their algorithm
+        by batch size, and a prediction must not depend on the batch it sits in (measured: no slower)."""
         skips = getattr(self.head, "skips", False)  # a U-Net reads what entered the stages
         maps = self.trunk.skips(tokens) if skips else self.trunk.maps(tokens, self.head.last_only)  # type: ignore[operator]
-        if self.training or maps[0].device.type != "cpu" or torch.compiler.is_exporting():
+        at_once = self.training or maps[0].device.type != "cpu" or torch.compiler.is_exporting()
+        if at_once or not getattr(self.head, "convolves", True):
             return cast(Tensor, self.head(maps, image))
         samples = (slice(i, i + 1) for i in range(image.shape[0]))
         return torch.cat([self.head([m[one] for m in maps], image[one]) for one in samples])

@@ -18,7 +18,7 @@ from timm.models.swin_transformer_v2 import PatchMerging, SwinTransformerV2Block
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError
-from uhrseg.models.relay import CONTEXT, Scale, Want
+from uhrseg.models.relay import CONTEXT, Scale, Want, by_rows
 from uhrseg.models.window_attention import CosineAttention
 
 __all__ = ["SwinTrunk"]
@@ -36,33 +36,20 @@ class SwinBlock(SwinTransformerV2Block):
         self, tokens: Tensor, relays: Tensor | None, want: Want = "both"
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, H, W, C), relays (B, R, C) -> the same, updated; what ``want`` leaves out comes back as it was."""
-        shape, flat = tokens.shape, tokens.flatten(1, 2)  # (B, HW, C)
-        x = _join(flat, relays, want)
-        x = x + self.drop_path1(self.norm1(self._attend(tokens, relays, want)))
-        x = x + self.drop_path2(self.norm2(self.mlp(x)))
-        if relays is None:
-            return x.view(shape), None
+        old = _wanted(tokens.flatten(1, 2), relays, want)
+        updates = [self.norm1(part) for part in self._attend(tokens, relays, want)]
+        x = [part + update for part, update in zip(old, _dropped(self.drop_path1, updates), strict=True)]
+        updates = [self.norm2(by_rows(self.mlp, part)) for part in x]
+        x = [part + update for part, update in zip(x, _dropped(self.drop_path2, updates), strict=True)]
         if want == "relays":
-            return tokens, x
-        patches = flat.shape[1]
-        if want == "tokens":
-            return x.view(shape), relays
-        return x[:, :patches].reshape(shape), x[:, patches:].contiguous()
+            return tokens, x[0]
+        return x[0].view(tokens.shape), x[1] if len(x) == 2 else relays
 
-    def _attend(self, tokens: Tensor, relays: Tensor | None, want: Want) -> Tensor:
-        """Window attention of patches and relays -> (B, HW + R, C), or the part that ``want`` names."""
+    def _attend(self, tokens: Tensor, relays: Tensor | None, want: Want) -> list[Tensor]:
+        """Window attention of patches and relays -> (B, HW, C) and (B, R, C), or the one that ``want`` names."""
         windows = self._partition(tokens)  # (B, n, w*w, C)
-        if relays is None:
-            return self._reverse(self.attn(windows, self.attn_mask), tokens)
-        copies = relays.unsqueeze(1).expand(-1, windows.shape[1], -1, -1)  # (B, n, R, C)
-        x = torch.cat((windows, copies), 2)
-        area = self.window_area
-        if want == "relays":
-            return _mean(self.attn(x, self.attn_mask, slice(area, None)))
-        if want == "tokens":
-            return self._reverse(self.attn(x, self.attn_mask, slice(0, area)), tokens)
-        y = self.attn(x, self.attn_mask)
-        return torch.cat((self._reverse(y[:, :, :area], tokens), _mean(y[:, :, area:])), 1)
+        patches, mean = self.attn(windows, relays, self.attn_mask, want)
+        return _wanted(None if patches is None else self._reverse(patches, tokens), mean, want)
 
     def _partition(self, tokens: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, n, w*w, C): rolled by the shift, zero-padded to whole windows as timm does."""
@@ -87,15 +74,18 @@ class SwinBlock(SwinTransformerV2Block):
         return tokens.flatten(1, 2)
 
 
-def _mean(relays: Tensor) -> Tensor:
-    """Copies of the relays (B, n, R, C) -> their mean over windows (B, R, C)."""
-    return relays.mean(1)
+def _wanted(patches: Tensor | None, relays: Tensor | None, want: Want) -> list[Tensor]:
+    """Those of the two that are there and that ``want`` names."""
+    named = {"both": (patches, relays), "tokens": (patches,), "relays": (relays,)}[want]
+    return [part for part in named if part is not None]
 
 
-def _join(tokens: Tensor, relays: Tensor | None, want: Want) -> Tensor:
-    if relays is None or want == "tokens":
-        return tokens
-    return relays if want == "relays" else torch.cat((tokens, relays), 1)
+def _dropped(drop: nn.Module, parts: list[Tensor]) -> list[Tensor]:
+    """Stochastic depth with one draw per sample for all parts (B, _, C); in eval mode they come back as they are."""
+    if not drop.training or getattr(drop, "drop_prob", 0.0) == 0.0:
+        return parts
+    kept = drop(parts[0].new_ones(parts[0].shape[0], 1, 1))
+    return [part * kept for part in parts]
 
 
 class SwinStage(nn.Module):

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import WindowAttention
 from torch import Tensor, nn
 
+from uhrseg.models.relay import Want, by_rows
+
 __all__ = ["CosineAttention", "attend", "cosine_weights", "no_autocast", "split_heads"]
 
 _MAX_LOGIT_SCALE = math.log(100.0)  # Swin V2, section 3.2: temperature not below 0.01
@@ -35,30 +37,55 @@ class CosineAttention(WindowAttention):
         super().__init__(dim, window, heads)
         self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rows: slice = slice(None)) -> Tensor:
-        """Attend within windows. x (B, W, N, C), mask (W, patches, patches) -> (B, W, rows of N, C).
+    def forward(  # type: ignore[override]
+        self, x: Tensor, relays: Tensor | None = None, mask: Tensor | None = None, want: Want = "both"
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Attend within windows, each with a copy of the relays.
 
-        ``rows``: the tokens of each window whose result is wanted; all tokens are attended to.
+        x (B, W, patches, C), relays (B, R, C), mask (W, patches, patches) -> patches (B, W, patches, C) and the mean
+        over windows of the relays (B, R, C). ``want`` names what will be read; the rest is None.
         """
-        q, k, v = self._qkv(x, rows)  # (B*W, h, rows | N, d)
+        q, k, v = self._qkv(x, relays, want)  # (B*W, h, rows | N, d)
         scale = self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()  # (h, 1, 1)
-        bias = self.bias(x.shape[2], mask, v.dtype)[:, :, rows]  # (1 | W, h, rows, N)
+        patches, windows = x.shape[2], x.shape[:2]
+        rows = _rows(patches, relays, want)
+        bias = self.bias(k.shape[2], mask, v.dtype)[:, :, rows]  # (1 | W, h, rows, N)
         with no_autocast(x.device):  # autocast would run it all in float32, at half the speed
             y = attend(_unit(q, scale), _unit(k, None), v, bias)
-        y = y.transpose(1, 2).reshape(*x.shape[:2], -1, self.dim)  # (B, W, rows, C)
-        out: Tensor = self.proj(y)
-        return out
+        first = 0 if want == "relays" else patches  # rows of y that are patches
+        of_patches = self._merge(y[:, :, :first]).unflatten(0, windows) if first else None
+        of_relays = None
+        if relays is not None and want != "tokens":  # the projection is linear: one of the mean is the mean of all
+            of_relays = self._merge(y[:, :, first:].unflatten(0, windows).mean(1))
+        return of_patches, of_relays
 
-    def _qkv(self, x: Tensor, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        heads, tokens, dim, weight = self.num_heads, x.shape[2], self.dim, self.qkv.weight
+    def _merge(self, y: Tensor) -> Tensor:
+        """(B, h, rows, d) -> (B, rows, C), projected."""
+        return by_rows(self.proj, y.transpose(1, 2).flatten(2))
+
+    def _qkv(self, x: Tensor, relays: Tensor | None, want: Want) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the wanted rows, keys and values of all: relays are projected once and copied to every window."""
+        heads, weight = self.num_heads, self.qkv.weight
         bias = torch.cat(cast(tuple[Tensor, Tensor, Tensor], (self.q_bias, self.k_bias, self.v_bias)))
-        if rows == slice(None):
-            q, k, v = split_heads(F.linear(x, weight, bias), 3, tokens, heads)
+        if relays is None:
+            q, k, v = _heads(F.linear(x, weight, bias), 3, heads).flatten(1, 2).contiguous().unbind(0)
             return q, k, v
-        wanted = x[:, :, rows].contiguous()  # torch rounds otherwise on strided input, and batches differ in strides
-        (q,) = split_heads(F.linear(wanted, weight[:dim], bias[:dim]), 1, wanted.shape[2], heads)
-        k, v = split_heads(F.linear(x, weight[dim:], bias[dim:]), 2, tokens, heads)
-        return q, k, v
+        copies = (-1, -1, x.shape[1], -1, -1, -1)
+        relays = relays.contiguous()  # torch rounds otherwise on strided input, and batches differ in strides
+        projected = by_rows(lambda rows: F.linear(rows, weight, bias), relays)  # (B, R, 3 * C)
+        shared = _heads(projected.unsqueeze(1), 3, heads).expand(copies)  # (3, B, W, h, R, d)
+        if want == "both":
+            own = _heads(F.linear(x, weight, bias), 3, heads)  # (3, B, W, h, patches, d)
+            q, k, v = torch.cat((own, shared), -2).flatten(1, 2).unbind(0)
+            return q, k, v
+        if want == "tokens":
+            own = _heads(F.linear(x, weight, bias), 3, heads)
+            q = own[0]
+        else:
+            own = _heads(F.linear(x, weight[self.dim :], bias[self.dim :]), 2, heads)
+            q = shared[0]
+        k, v = torch.cat((own[-2:], shared[1:]), -2).flatten(1, 2).unbind(0)
+        return q.flatten(0, 1).contiguous(), k, v
 
     def bias(self, tokens: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         """What is added to the attention logits of a window with ``tokens`` tokens: (1 | W, h, N, N)."""
@@ -85,7 +112,8 @@ class CosineAttention(WindowAttention):
         if mask is not None:
             bias = bias + mask.unsqueeze(1)  # (W, h, patches, patches)
         relays = tokens - patches
-        return F.pad(bias, (0, relays, 0, relays)).to(dtype)
+        # pad keeps the heads innermost, and adding that to logits in rows took ten times as long
+        return F.pad(bias, (0, relays, 0, relays)).to(dtype).contiguous()
 
     def _cpb_layers(self) -> tuple[nn.Linear, nn.Linear]:
         return cast(nn.Linear, self.cpb_mlp[0]), cast(nn.Linear, self.cpb_mlp[2])
@@ -107,13 +135,26 @@ class CosineAttention(WindowAttention):
         return {**self.__dict__, "_kept": None}  # copies and pickles start without
 
 
-def cosine_weights(attn: CosineAttention, x: Tensor, mask: Tensor | None, rows: slice) -> Tensor:
-    """The weights that ``attn(x, mask, rows)`` gives the values: (B*W, h, rows, N), rows of sum 1."""
-    q, k, _ = attn._qkv(x, rows)  # (B*W, h, rows | N, d)
+def cosine_weights(attn: CosineAttention, x: Tensor, relays: Tensor) -> Tensor:
+    """The weights that the copies of the relays give in ``attn(x, relays)``: (B*W, h, R, N), rows of sum 1.
+
+    Relays take neither position bias nor mask.
+    """
+    q, k, _ = attn._qkv(x, relays, "relays")  # (B*W, h, R | N, d)
     scale = attn.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp()
-    logits = _unit(q, scale) @ _unit(k, None).transpose(-2, -1)  # (B*W, h, rows, N)
-    bias = attn.bias(x.shape[2], mask, logits.dtype)[:, :, rows]  # (1 | W, h, rows, N)
-    return (logits.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1).softmax(-1)
+    logits = _unit(q, scale) @ _unit(k, None).transpose(-2, -1)  # (B*W, h, R, N)
+    return logits.softmax(-1)
+
+
+def _rows(patches: int, relays: Tensor | None, want: Want) -> slice:
+    if relays is None or want == "both":
+        return slice(None)
+    return slice(0, patches) if want == "tokens" else slice(patches, None)
+
+
+def _heads(x: Tensor, parts: int, heads: int) -> Tensor:
+    """(B, W, N, parts * C) -> (parts, B, W, h, N, d), a view."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
