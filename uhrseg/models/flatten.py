@@ -68,9 +68,13 @@ class FocusedLinearAttention(nn.Module):
         return q, k, v
 
     def _convolve(self, v: Tensor, height: int, width: int) -> Tensor:
-        """v (B, h, HW, d) -> the same. On CPU one sample at a time: torch chooses the algorithm by the batch."""
+        """v (B, h, HW, d) -> the same.
+
+        On CPU one sample at a time, since torch chooses the algorithm by the batch; but a loop over samples would fix
+        the batch of an exported network.
+        """
         maps = v.transpose(-2, -1).unflatten(-1, (height, width))  # (B, h, d, H, W)
-        if self.training or v.device.type != "cpu":
+        if self.training or v.device.type != "cpu" or torch.compiler.is_exporting():
             return self.dwc(maps.flatten(0, 1)).view(maps.shape).flatten(-2).transpose(-2, -1)
         return torch.stack([self.dwc(sample) for sample in maps]).flatten(-2).transpose(-2, -1)
 
