@@ -169,6 +169,9 @@ class ModelTable(_Table):
     detail_channels: int | None = Field(
         None, ge=0, description="Channels of the upernet head's full-resolution skip from the image; 0: no skip."
     )
+    auxiliary: bool | None = Field(
+        None, description="upernet_mmseg: whether an FCN head on the last stage but one is trained too, as published."
+    )
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -241,6 +244,9 @@ class LossTable(_Table):
     consistency_weight: float = Field(0.1, ge=0, description="Weight of the consistency term.")
     class_weights: tuple[float, ...] | None = Field(None, description="One weight per class; none: all alike.")
     dice_weight: float = Field(0.0, ge=0, description="Weight of a soft Dice term on the local logits.")
+    auxiliary_weight: float = Field(
+        0.4, ge=0, description="Weight of the auxiliary head's cross-entropy, with model.auxiliary (GLAM's code: 0.4)."
+    )
 
 
 class Recipe(_Table):

@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden_losses"
 
 
 def output(local: Tensor, context: Tensor | None) -> SimpleNamespace:
-    return SimpleNamespace(logits=local, context_logits=context)
+    return SimpleNamespace(logits=local, context_logits=context, auxiliary_logits=None)
 
 
 def golden(case: str) -> tuple[SimpleNamespace, Tensor, dict[str, Tensor]]:
@@ -77,7 +77,7 @@ def test_a_crop_without_a_valid_pixel_gives_zero_and_no_gradient() -> None:
     out, labels = random_case()
     losses = relay_loss(out, torch.full_like(labels, 255), factor=4, dice_weight=1.0)
     losses.total.backward()
-    assert [x.item() for x in losses] == [0.0] * 5
+    assert [x.item() for x in losses] == [0.0] * 6
     assert not out.logits.grad.any() and not out.context_logits.grad.any()
 
 
@@ -131,6 +131,18 @@ def test_one_scale_has_local_terms_only() -> None:
     losses = relay_loss(output(out.logits, None), labels, factor=None)
     assert losses.total.item() == losses.local.item() > 0
     assert losses.global_.item() == losses.consistency.item() == 0
+
+
+def test_an_auxiliary_heads_term_is_that_of_its_enlarged_logits() -> None:
+    out, labels = random_case(ignored=0.2)
+    out.auxiliary_logits = torch.randn(3, 5, 4, 4, requires_grad=True)
+    with_it, without = relay_loss(out, labels), relay_loss(output(out.logits, out.context_logits), labels)
+    enlarged = torch.nn.functional.interpolate(out.auxiliary_logits, (32, 32), mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(enlarged, labels, ignore_index=255)
+    torch.testing.assert_close(with_it.auxiliary, expected)
+    torch.testing.assert_close(with_it.total, without.total + 0.4 * expected)
+    torch.testing.assert_close(relay_loss(out, labels, auxiliary_weight=0.0).total, without.total)
+    assert without.auxiliary == 0
 
 
 def test_half_precision_logits_are_lifted_to_float32() -> None:

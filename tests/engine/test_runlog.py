@@ -37,6 +37,14 @@ def test_a_row_is_the_mean_of_its_epoch_with_its_last_step_and_rate(tmp_path: Pa
     assert (second["loss"], second["epoch"], second["val_miou"]) == ("3.0", "1", "0.5")
 
 
+def test_a_term_that_an_older_version_did_not_record_is_the_mean_of_those_that_did(tmp_path: Path) -> None:
+    with RunLog(tmp_path, [*COLUMNS, "auxiliary"], 0, 0, 10) as log:
+        log.step(record(1, 0))
+        log.step(record(2, 0) | {"auxiliary": 3.0})
+        log.epoch({"val_miou": None})
+    assert rows(tmp_path)[0]["auxiliary"] == "3.0"
+
+
 def test_resuming_drops_what_came_after_the_checkpoint_and_a_cut_line(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         for step in range(1, 5):

@@ -33,6 +33,15 @@ def test_accumulated_passes_have_the_loss_of_one_batch_dice_included(root: Path,
     assert one[0]["dice"] > 0.1
 
 
+def test_an_auxiliary_heads_loss_is_part_of_the_steps(root: Path, tmp_path: Path) -> None:
+    tiny = {"trunk": "glam_t", "head": "upernet_mmseg", "strategy": "single", "auxiliary": True}
+    recipe = recipe_for(root, *SMALL, "train.steps_per_epoch=2", "train.prior_bias=true", "loss.auxiliary_weight=0.5")
+    train(recipe.model_copy(update={"model": recipe.model.model_copy(update=tiny)}), tmp_path / "run")
+    for record in log(tmp_path / "run"):
+        assert record["auxiliary"] > 0
+        np.testing.assert_allclose(record["loss"], record["local"] + 0.5 * record["auxiliary"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("trunk", ["swinv2_t", "vit_s", "glam_t"])
 def test_activation_checkpointing_changes_no_bit(root: Path, tmp_path: Path, trunk: str) -> None:
     """Drop path included: its random numbers are drawn again alike."""

@@ -129,15 +129,48 @@ def test_backbone_is_theirs_at_odd_sizes() -> None:
 def test_upernet_is_theirs() -> None:
     case = read(find("glam_fine", "uperhead_fcnhead"))
     config = case.config
-    head = UperMmsegHead(config["in_channels"], [4, 8, 16, 32], config["classes"], 3, config["channels"]).eval()
-    decoder = {k.replace("decode.", "decode_head.", 1): v for k, v in case.state.items() if k.startswith("decode.")}
-    mapped, leftover = from_glam(decoder)
+    strides, width = [4, 8, 16, 32], config["channels"]
+    head = UperMmsegHead(config["in_channels"], strides, config["classes"], 3, width, auxiliary=True).eval()
+    theirs = {re.sub(r"^decode\.", "decode_head.", k): v for k, v in case.state.items()}
+    mapped, leftover = from_glam({re.sub(r"^aux\.", "auxiliary_head.", k): v for k, v in theirs.items()})
     assert leftover == {}
     head.load_state_dict({key.removeprefix("head."): tensor for key, tensor in mapped.items()})
     image = torch.empty(2, 3, *config["image"])
+    maps = [case.tensors[f"input.feat{i}"] for i in range(4)]
     with torch.no_grad():
-        logits = head([case.tensors[f"input.feat{i}"] for i in range(4)], image)
-    close(logits, case.tensors["output.decode_logits_at_image_size"], NET_TOLERANCE)
+        close(head(maps, image), case.tensors["output.decode_logits_at_image_size"], NET_TOLERANCE)
+        close(head.auxiliary(maps[2]), case.tensors["output.aux_logits"], NET_TOLERANCE)
+
+
+SMALL_UPERNET = {
+    "trunk": "glam_t", "bands": 3, "classes": 2, "size": 64, "embed_dim": 8, "depths": (1, 1, 1, 1),
+    "heads": (1, 1, 1, 1), "head": "upernet_mmseg", "head_channels": 8, "drop_path": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["single", "relays"])
+def test_an_auxiliary_head_trains_and_leaves_use_as_it_was(strategy: str) -> None:
+    torch.manual_seed(0)
+    without = build(**SMALL_UPERNET, strategy=strategy).eval()
+    model = build(**SMALL_UPERNET, strategy=strategy, auxiliary=True).eval()
+    added = model.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert added and all(key.startswith("head.auxiliary.") for key in added)
+    windows = [torch.randn(2, 3, 64, 64) for _ in range(1 + (strategy == "relays"))]
+    with torch.no_grad():
+        used = model(*windows)
+        assert torch.equal(used.logits, without(*windows).logits) and used.auxiliary_logits is None
+    trained = model.train()(*windows)
+    assert trained.auxiliary_logits.shape == (2, 2, 4, 4)  # stride 16
+    trained.auxiliary_logits.square().sum().backward()
+    reached = {key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {key for key in added if "running" not in key and "num_batches" not in key} <= reached
+    assert "trunk.patch_embed.proj.weight" in reached and not any(".classify." in key for key in reached)
+    assert list(dict(model.named_parameters()))[-1] == "head.classify.bias"  # what train.prior_bias sets
+
+
+def test_an_auxiliary_head_is_for_strategies_whose_local_logits_are_trained() -> None:
+    with pytest.raises(InputError, match="auxiliary = true with strategy = 'decision_fusion'"):
+        build(**SMALL_UPERNET, strategy="decision_fusion", context_factor=4, auxiliary=True)
 
 
 @pytest.mark.parametrize("shift", [0, 3])

@@ -26,7 +26,7 @@ __all__ = ["Losses", "dice_sums", "loss_normalisers", "relay_loss"]
 
 
 class Logits(Protocol):
-    """What a model returns: `logits` (B, C, S, S), `context_logits` alike or None."""
+    """What a model returns: `logits` (B, C, S, S), `context_logits` alike or None, `auxiliary_logits` or None."""
 
     @property
     def logits(self) -> Tensor:
@@ -35,6 +35,10 @@ class Logits(Protocol):
     @property
     def context_logits(self) -> Tensor | None:
         """Context logits (B, C, S, S), or None for one scale."""
+
+    @property
+    def auxiliary_logits(self) -> Tensor | None:
+        """Logits (B, C, H, W) of an auxiliary head for the local window, or None without one."""
 
 
 class Losses(NamedTuple):
@@ -47,6 +51,7 @@ class Losses(NamedTuple):
     local: Tensor
     global_: Tensor
     consistency: Tensor
+    auxiliary: Tensor
     dice: Tensor
 
 
@@ -61,22 +66,30 @@ def relay_loss(
     dice_weight: float = 0.0,
     normalisers: Tensor | None = None,
     dice_totals: Tensor | None = None,
+    auxiliary_weight: float = 0.4,
 ) -> Losses:
-    """Local cross-entropy + weighted global and consistency terms (+ Dice) of one batch.
+    """Local cross-entropy + weighted global and consistency terms (+ Dice, + an auxiliary head's) of one batch.
 
     `labels` (B, S, S) int64 with `ignore` where nothing is known. An output without context logits has local terms
     only. `normalisers` (3,) as `loss_normalisers` gives them and `dice_totals` (3, C) as `dice_sums` does, over the
     whole step; default: those of this batch. Computed in float32.
-    The consistency term sends gradients into both scales, as published.
+    The consistency term sends gradients into both scales, as published. The auxiliary term is the local one of logits
+    enlarged to the labels (Zhao et al. 2017, PSPNet, section 3.3; weight 0.4 in mmsegmentation).
     """
     logits = output.logits.float()  # (B, C, S, S)
     if normalisers is None:
         normalisers = loss_normalisers(labels, logits.shape[1], factor, ignore, class_weights)
     normalisers = _nonzero(normalisers)
-    local = F.cross_entropy(logits, labels, class_weights, ignore_index=ignore, reduction="sum") / normalisers[0]
+    local = _cross_entropy(logits, labels, class_weights, ignore) / normalisers[0]
     dice = dice_loss(logits, labels, ignore, dice_totals) if dice_weight else local.new_zeros(())
     total = local + dice_weight * dice
-    global_ = consistency = local.new_zeros(())
+    global_ = consistency = auxiliary = local.new_zeros(())
+    if output.auxiliary_logits is not None:
+        enlarged = F.interpolate(
+            output.auxiliary_logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
+        )
+        auxiliary = _cross_entropy(enlarged, labels, class_weights, ignore) / normalisers[0]
+        total = total + auxiliary_weight * auxiliary
     if output.context_logits is not None:
         if factor is None:
             raise ValueError("context logits need the context factor")
@@ -86,7 +99,7 @@ def relay_loss(
         pooled = F.avg_pool2d(logits.softmax(dim=1), factor)  # (B, C, s, s)
         consistency = _soft_cross_entropy(log_context, pooled, valid) / normalisers[2]
         total = total + global_weight * global_ + consistency_weight * consistency
-    return Losses(total, local, global_, consistency, dice)
+    return Losses(total, local, global_, consistency, auxiliary, dice)
 
 
 def loss_normalisers(
@@ -134,6 +147,11 @@ def dice_sums(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
     targets, known = pooled_labels(labels, logits.shape[1], 1, ignore)
     probability = logits.float().softmax(dim=1) * known
     return torch.stack([x.sum(dim=(0, 2, 3)) for x in (probability * targets, probability, targets)])
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None, ignore: int) -> Tensor:
+    """Sum over valid pixels of -log p of the label's class."""
+    return F.cross_entropy(logits, labels, class_weights, ignore_index=ignore, reduction="sum")
 
 
 def _soft_cross_entropy(log_probability: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

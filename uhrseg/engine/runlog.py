@@ -72,7 +72,9 @@ class RunLog:
         """Append one row to ``metrics.csv``: the epoch's last step, its mean losses and speed, and `scores`."""
         if not self.writes:
             return
-        row = {key: fmean(r[key] for r in self._records) for key in self.columns if key in self._records[-1]}
+        # A run that goes on under another version may find records without a term.
+        held = {key: [r[key] for r in self._records if key in r] for key in self.columns if key in self._records[-1]}
+        row: dict[str, Any] = {key: fmean(values) for key, values in held.items()}
         row |= {key: self._records[-1][key] for key in ("epoch", "step", "lr")} | dict(scores)
         self._records = []
         with open(self.metrics_path, "a", encoding="utf-8", newline="") as file:

@@ -23,7 +23,7 @@ from uhrseg.recipe import Recipe
 
 __all__ = ["TERMS", "NotFinite", "Step", "checkpoint_activations", "reduced"]
 
-TERMS = ("loss", "local", "global", "consistency", "dice")
+TERMS = ("loss", "local", "global", "consistency", "auxiliary", "dice")
 """The numbers of a step: the weighted sum and its terms."""
 
 
@@ -86,6 +86,7 @@ class Step:
         return relay_loss(
             output, labels, self.recipe.context_factor, self.recipe.data.ignore, weights.global_weight,
             weights.consistency_weight, self.class_weights, weights.dice_weight, counts, totals,
+            weights.auxiliary_weight,
         )  # fmt: skip
 
     def _scale(self, windows: Tensor) -> Tensor:

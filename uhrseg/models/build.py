@@ -110,7 +110,7 @@ def build(
     order: 'sequential' (paper, Eq. 4-5) or 'parallel' (Eq. 11-13). share_projector: both scales use one projection.
     head: a name in `HEADS`. pretrained: True for timm's weights, or a path; ``model.pretrained`` then reports.
     options: of the trunk (embed_dim, depth or depths, heads, window, patch_size, drop_path, final_norm) or of the
-    head (head_channels, detail_channels).
+    head (head_channels, detail_channels, auxiliary).
     Raises `InputError` naming what is unknown, with the nearest known name; `RunError` for pretrained weights that
     are out of reach or do not fit.
     """
@@ -133,6 +133,8 @@ def build(
     _known(trunk, options, trunk_names | head_names)
     if options.get("share_blocks") is False and strategy != "relays":
         raise InputError(f"share_blocks = false with strategy = {strategy!r}: only 'relays' has two scales")
+    if options.get("auxiliary") and strategy in ("downsampling", "decision_fusion"):
+        raise InputError(f"auxiliary = true with strategy = {strategy!r}, trained on its one result: leave it out")
     tokens = relays if strategy in _WITH_TOKENS else 0
     separate = strategy in _BOTH_EMBEDDED and not share_projector
     given = {**entry.defaults, **{k: v for k, v in options.items() if k in trunk_names}}

@@ -34,6 +34,11 @@ _UPER: Table = (
     (r"^fpn_bottleneck\.", "head.fuse."),
     (r"^bottleneck\.", "head.bottleneck."),
 )
+_AUXILIARY: Table = (
+    (r"^convs\.0\.conv\.", "head.auxiliary.0."),
+    (r"^convs\.0\.bn\.", "head.auxiliary.1."),
+    (r"^conv_seg\.", "head.auxiliary.4."),
+)
 _CONV_BN = {"conv": 0, "bn": 1}  # places in our `nn.Sequential`s
 _LINEAR: Table = ((r"^layers\.0\.", "head."),)
 _UNET: Table = (
@@ -82,6 +87,8 @@ def _table_of(state: Mapping[str, Tensor]) -> Table:
 
 
 def _name(key: str, table: Table) -> str | None:
+    if key.startswith("auxiliary_head."):
+        return rename(key.removeprefix("auxiliary_head."), _AUXILIARY)
     for prefix in ("seg_head.", "decode_head."):
         if key.startswith(prefix):
             bare = key.removeprefix(prefix)

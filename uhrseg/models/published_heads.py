@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from uhrseg.errors import InputError
 
-__all__ = ["UperMmsegHead", "UperRelayHead"]
+__all__ = ["FcnHead", "UperMmsegHead", "UperRelayHead"]
 
 _POOLS = (1, 2, 3, 6)  # Zhao et al. 2017 (PSPNet)
+_DROPOUT = 0.1  # mmsegmentation's configurations
 
 
 class _UperBatchHead(nn.Module):
@@ -76,8 +77,22 @@ class _UperBatchHead(nn.Module):
         return nn.Sequential(conv, nn.BatchNorm2d(outputs), type(self).activation())
 
 
+class FcnHead(nn.Sequential):
+    """mmsegmentation's auxiliary head: a map (B, C, H, W) -> logits (B, classes, H, W) (Shelhamer et al. 2017)."""
+
+    def __init__(self, inputs: int, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(),
+            nn.Dropout2d(_DROPOUT), nn.Conv2d(channels, classes, 1),
+        )  # fmt: skip
+
+
 class UperMmsegHead(_UperBatchHead):
-    """As in mmsegmentation, which the GLAM paper used: logits at the finest stride, enlarged to the image."""
+    """As in mmsegmentation, which the GLAM paper used: logits at the finest stride, enlarged to the image.
+
+    ``auxiliary``: an `FcnHead` on the last map but one, half as wide as this head. It is run in training only, for a
+    loss of its own.
+    """
 
     align_corners = False
     activation = nn.ReLU
@@ -85,10 +100,18 @@ class UperMmsegHead(_UperBatchHead):
     bottleneck_padding = 1
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], classes: int, bands: int, head_channels: int = 512
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classes: int,
+        bands: int,
+        head_channels: int = 512,
+        auxiliary: bool = False,
     ) -> None:
         super().__init__(channels, strides, classes, bands, head_channels)
-        self.dropout = nn.Dropout2d(0.1)
+        # Before the classifier: `train.prior_bias` sets the last bias of the network.
+        self.auxiliary = FcnHead(channels[-2], head_channels // 2, classes) if auxiliary else None
+        self.dropout = nn.Dropout2d(_DROPOUT)
         self.classify = nn.Conv2d(head_channels, classes, 1)
 
     def _logits(self, fused: Tensor, image: Tensor) -> Tensor:

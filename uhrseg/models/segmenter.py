@@ -21,10 +21,14 @@ TWO_SCALES: tuple[Strategy, ...] = ("relays", "downsampling", "decision_fusion",
 
 
 class SegOutput(NamedTuple):
-    """Logits (B, classes, size, size) of the local window and, if asked for, of the context window."""
+    """Logits (B, classes, size, size) of the local window and, if asked for, of the context window.
+
+    ``auxiliary_logits`` (B, classes, H, W), at the stride of a middle stage: of an auxiliary head, when training.
+    """
 
     logits: Tensor
     context_logits: Tensor | None = None
+    auxiliary_logits: Tensor | None = None
 
 
 class Segmenter(nn.Module):
@@ -60,7 +64,8 @@ class Segmenter(nn.Module):
         self._check("local", local)
         if self.strategy not in TWO_SCALES:
             self._refuse_context(context, with_context_logits)
-            return SegOutput(self._head(one_scale(self.trunk, local), local))  # type: ignore[arg-type]
+            tokens = one_scale(self.trunk, local)  # type: ignore[arg-type]
+            return SegOutput(self._head(tokens, local), None, self._auxiliary(tokens))
         if context is None:
             raise InputError(
                 f"a model with strategy = {self.strategy!r} needs the context window too: call model(local, context)"
@@ -76,7 +81,8 @@ class Segmenter(nn.Module):
         else:
             f_local, f_context = two_scales(self.trunk, local, context, self.order, wanted)  # type: ignore[arg-type]
         given = f_context is not None and wanted
-        return SegOutput(self._head(f_local, local), self._head(f_context, context) if given else None)  # type: ignore[arg-type]
+        context_logits = self._head(f_context, context) if given else None  # type: ignore[arg-type]
+        return SegOutput(self._head(f_local, local), context_logits, self._auxiliary(f_local))
 
     def _fused(self, local: Tensor, context: Tensor, with_context_logits: bool) -> SegOutput:
         """The context's logits over the local window, alone or averaged with the local ones."""
@@ -101,6 +107,13 @@ class Segmenter(nn.Module):
             return cast(Tensor, self.head(maps, image))
         samples = (slice(i, i + 1) for i in range(image.shape[0]))
         return torch.cat([self.head([m[one] for m in maps], image[one]) for one in samples])
+
+    def _auxiliary(self, tokens: list[Tensor]) -> Tensor | None:
+        """Logits (B, classes, H, W) of the last map but one, when training with an auxiliary head."""
+        auxiliary = getattr(self.head, "auxiliary", None)
+        if auxiliary is None or not self.training:
+            return None
+        return cast(Tensor, auxiliary(self.trunk.maps(tokens, False)[-2]))  # type: ignore[operator]
 
     def _check(self, name: str, image: Tensor) -> None:
         size = self.trunk.size

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw_curves"]
 
-_LOSSES = ("loss", "local", "global", "consistency", "dice")
+_LOSSES = ("loss", "local", "global", "consistency", "auxiliary", "dice")
 _FAINT = 0.2
 
 Points = tuple[Sequence[float], Sequence[float]]
