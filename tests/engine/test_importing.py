@@ -24,6 +24,7 @@ ARCHS = {
     "swin2": "swin2_s", "rt_swin2": "rt_swin2_s", "rt_swin2_shared_embed": "rt_swin2_s",
     "rt_flatten_swin": "rt_flatten_swin_s", "flatten_swin": "flatten_swin_s", "glam": "glam_s", "rt_glam": "rt_glam_s",
     "rt_glam_linhead": "rt_glam_s_lin", "rt_vit_unshared_blocks": "rt_vit_s",
+    "decision_fusion_swin2": "decision_fusion_swin2_s",
 }  # fmt: skip
 
 
@@ -61,6 +62,19 @@ def test_a_checkpoint_gives_the_authors_outputs(name: str, tmp_path: Path) -> No
         output = module(case.local, case.context)
     wanted = case.tensors.get("output.local", case.tensors.get("output.out"))
     torch.testing.assert_close(output.logits, wanted, atol=1e-4, rtol=0)
+
+
+def test_decision_fusion_is_one_network_for_both_scales_or_refused(tmp_path: Path) -> None:
+    case = read(find("relay", "decision_fusion_swin2"))
+    with pytest.raises(InputError, match=r"one network twice \(decision fusion\), which is not swin2_s"):
+        imported(case, tmp_path, "swin2_s")
+    with pytest.raises(InputError, match="a single network, which is not decision_fusion_swin2_s"):
+        imported(read(find("relay", "swin2")), tmp_path, "decision_fusion_swin2_s")
+    key = "net_low_res.model.norm.bias"
+    apart = Case(case.config, {**case.state, key: case.state[key] + 1}, case.tensors)
+    with pytest.raises(InputError, match="another network for each scale"):
+        imported(apart, tmp_path, "decision_fusion_swin2_s")
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_older_names_are_read_too(tmp_path: Path) -> None:

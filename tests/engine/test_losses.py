@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.models.golden import find
 from uhrseg.engine.losses import crop_context, dice_loss, loss_normalisers, pooled_labels, relay_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden_losses"
@@ -54,6 +55,26 @@ def test_with_ignored_pixels_the_global_term_is_the_published_one_over_valid_cel
     assert 0 < valid_share < 0.5  # ten per cent of scattered pixels spoil most cells
     assert losses.local.item() == pytest.approx(file["loss.local"].item(), abs=1e-5)
     assert losses.global_.item() * valid_share == pytest.approx(file["loss.global"].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["ignore_block", "overlap50"])
+def test_losses_of_larger_gaps_and_of_centre_crops_are_the_published_ones(case: str) -> None:
+    """With overlap o the published test losses look at the centres 1 - o of both windows."""
+    file = load_file(find("relay", f"loss_{case}"))
+    centre = slice(16, 48) if case == "overlap50" else slice(None)
+    local, context = (file[f"input.logits_{s}"][..., centre, centre] for s in ("local", "global"))
+    labels = file["input.labels"].long()[..., centre, centre]
+    losses = relay_loss(output(local, context), labels, factor=4)
+    valid_share = pooled_labels(labels, local.shape[1], 4, 255)[1].float().mean().item()
+    assert losses.local.item() == pytest.approx(file["loss.local"].item(), abs=1e-5)
+    assert losses.global_.item() * valid_share == pytest.approx(file["loss.global"].item(), abs=1e-5)
+
+
+def test_a_batch_without_labels_is_nan_as_published_and_zero_here() -> None:
+    file = load_file(find("relay", "loss_allignored"))
+    out = output(*(file[f"input.logits_{s}"] for s in ("local", "global")))
+    losses = relay_loss(out, file["input.labels"].long())
+    assert file["loss.local"].isnan() and losses.local == losses.global_ == 0
 
 
 def test_the_crop_is_the_published_one() -> None:

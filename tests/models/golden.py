@@ -45,6 +45,7 @@ def read(path: Path) -> Case:
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = json.loads(file.metadata()["config"])
+    config |= config.get("net", {})  # of decision fusion, one level down
     state = {key.removeprefix("state."): t for key, t in tensors.items() if key.startswith("state.")}
     return Case(config, state, tensors)
 

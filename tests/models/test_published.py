@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
+
 import pytest
 import torch
 
 from tests.models.golden import FOLDER, SHARED, Case, find, network, read
-from uhrseg.models.published import from_published
+from uhrseg.models import build
+from uhrseg.models.published import PUBLISHED, from_published, is_unread
 
 TOLERANCE = 1e-4
 # What their networks carry and never read: classifiers, buffers, GLAM's last exchange of a stage, second copies.
@@ -117,6 +120,31 @@ def test_lightning_prefix_and_older_names_are_read() -> None:
     mapped, _ = from_published(older)
     assert mapped.keys() == expected.keys()
     assert all(torch.equal(mapped[key], expected[key]) for key in expected)
+
+
+LISTED = {
+    "ViT_S": "vit_s", "RT_ViT_S": "rt_vit_s", "RT_ViT_S_shared": "rt_vit_s", "Swin2_S": "swin2_s",
+    "RT_Swin2_S": "rt_swin2_s", "RT_Swin2_S_shared": "rt_swin2_s", "Flatten_Swin_S_ft256": "flatten_swin_s",
+    "RT_Flatten_Swin_S_ft256": "rt_flatten_swin_s", "GLAM_S": "glam_s", "RT_GLAM_S": "rt_glam_s",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_key_of_a_published_network_has_its_place_and_shape(name: str) -> None:
+    """At full size: 4 bands, 4 classes, 256 px."""
+    listing = SHARED / "relay" / f"keys_{name}.txt"
+    if not listing.is_file():
+        pytest.skip("the listings of keys are not kept in the repository")
+    lines = [line.split("\t") for line in listing.read_text().splitlines() if not line.startswith("#")]
+    same = name.endswith("_shared")  # a shared projector is one of identical values
+    values = torch.zeros(len(lines)) if same else torch.arange(float(len(lines)))
+    state = {f"net.{key}": v.expand(literal_eval(shape)) for v, (key, shape, *_) in zip(values, lines, strict=True)}
+    mapped, leftover = from_published(state)
+    separate = {"share_projector": False} if name.startswith("RT_") and not same else {}
+    with torch.device("meta"):
+        ours = build(**PUBLISHED[LISTED[name]] | separate, bands=4, classes=4).state_dict()
+    assert {k: v.shape for k, v in mapped.items()} == {k: v.shape for k, v in ours.items()}
+    assert all(is_unread(key) for key in leftover)
 
 
 def test_unknown_keys_are_left_over_not_lost() -> None:

@@ -17,7 +17,7 @@ from uhrseg.engine.trained import write_model
 from uhrseg.errors import InputError
 from uhrseg.legend import Legend, LegendClass
 from uhrseg.models.foreign import read_tensors
-from uhrseg.models.published import PUBLISHED, from_published, is_unread
+from uhrseg.models.published import PUBLISHED, from_published, is_fusion, is_unread
 from uhrseg.models.segmenter import TWO_SCALES
 
 __all__ = ["DATASETS", "Imported", "PublishedData", "import_checkpoint"]
@@ -26,6 +26,7 @@ _CITATION = "Perron et al., Relay Tokens (TMLR 2026)"
 _COLORS = ("#e41a1c", "#377eb8", "#4daf4a", "#984ea3", "#ff7f00", "#a65628", "#f781bf", "#ffd92f")  # ColorBrewer Set1
 _INPUT = ("mean", "std", "gsd_m", "overlap")  # settings of the card rather than of the network
 _UNKNOWN_SHA = "0" * 64
+_FACTOR = 4  # of the context window, in all published networks
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,18 @@ def import_checkpoint(
     given = dict(settings or {})
     about = {name: given.pop(name) for name in _INPUT if name in given}
     options = _options(arch, order, faithful, given)
-    state, leftover = from_published(read_tensors(checkpoint))
+    tensors = read_tensors(checkpoint)
+    if is_fusion(tensors) != (options["strategy"] == "decision_fusion"):
+        held = "one network twice (decision fusion)" if is_fusion(tensors) else "a single network"
+        raise InputError(f"{checkpoint} holds {held}, which is not {arch}: choose another --arch")
+    state, leftover = from_published(tensors)
     about["size"] = _size(options.pop("image_size", None), state, options)
     options |= _read_off(state, options)
     bands, count = options.pop("bands"), options.pop("classes")
-    module = models.build(**options, bands=bands, classes=count, size=about["size"])
+    about["factor"] = _FACTOR if options["strategy"] in TWO_SCALES else None
+    module = models.build(
+        **options, bands=bands, classes=count, size=about["size"], context_factor=about["factor"]
+    )  # fmt: skip
     _load(module, state, leftover, Path(checkpoint), arch)
     card = _card(arch, classes, (bands, count), options, about, Path(checkpoint))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +212,6 @@ def _card(
     legend = _legend_of(classes) if data is None else data.legend
     if len(legend) != count:
         raise InputError(f"--classes {classes} names {len(legend)} classes, but {path} was trained for {count}")
-    two_scales = options["strategy"] in TWO_SCALES
     return ModelCard(
         name=f"{arch}-{path.stem}",
         description=f"Imported from {path.name}, a checkpoint of the relay paper's code ({arch}).",
@@ -214,7 +221,7 @@ def _card(
             gsd_m=about.get("gsd_m", data.gsd_m if data else None), band=_bands(data, bands, about)
         ),
         window=WindowSpec(
-            size=about["size"], context_factor=4 if two_scales else None, context="decimate",
+            size=about["size"], context_factor=about["factor"], context="decimate",
             overlap=about.get("overlap", data.overlap if data else 0.25),
         ),
         class_=tuple(ClassSpec(id=c.id, name=c.name, color=c.color) for c in legend.classes),

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uhrseg.errors import InputError
 from uhrseg.models.published_glam import from_glam
 from uhrseg.models.renaming import READ, Table, next_stage, rename
 
-__all__ = ["PUBLISHED", "from_published", "is_unread"]
+__all__ = ["PUBLISHED", "from_published", "is_fusion", "is_unread"]
 
 _SINGLE = {"strategy": "single"}
 _PARALLEL = {"strategy": "relays", "order": "parallel"}  # the published ViT and Swin (the paper's Eq. 11-13)
@@ -36,6 +37,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "rt_swin2_s": {"trunk": "swinv2_s", **_PARALLEL},
     "rt_swin2_b": {"trunk": "swinv2_b", **_PARALLEL},
     "rt_swin2_l": {"trunk": "swinv2_l", **_PARALLEL},
+    "decision_fusion_swin2_s": {"trunk": "swinv2_s", "strategy": "decision_fusion"},
     "flatten_swin_s": {"trunk": "flatten_swin_s", **_SINGLE, "faithful": True},
     "rt_flatten_swin_s": {"trunk": "flatten_swin_s", **_SEQUENTIAL, "faithful": True},
     "glam_s": {"trunk": "glam_s", **_SINGLE, **_UPER, "position": "table", "faithful": True},
@@ -81,6 +83,7 @@ _FLATTEN: Table = (
     (r"^model\.layers\." + READ, "trunk.layers."),
 )
 _HEAD: Table = ((r"^seg_head\.layers\.0\.", "head."),)
+_COPIES = ("net_high_res.", "net_low_res.")  # of the network, in a checkpoint of decision fusion
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -88,9 +91,13 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
     Left over are unused classifiers, index and mask buffers, Flatten-Swin's positions, what else GLAM's code carries
     and never reads (`_unread`) and, where both scales share their projector, its second copy: two projectors of
-    identical values are how a shared one was published.
+    identical values are how a shared one was published. Decision fusion is one network under two names, whose logits
+    are added: its head comes back doubled, since ours takes their mean. Raises `InputError` when the two differ.
     """
     state = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    if is_fusion(state):
+        mapped, leftover = from_published(_one_of_two(state))
+        return {k: 2 * v if k.startswith("head.") else v for k, v in mapped.items()}, leftover
     if any(key.startswith("glam_swin_unet.") for key in state):
         return from_glam(state)
     table = _table_of(state) + _HEAD
@@ -99,6 +106,23 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     mapped = {name: state[key] for key, name in names.items() if name is not None and key not in shared}
     leftover = {key: state[key] for key, name in names.items() if name is None or key in shared}
     return _split_positions(mapped), leftover
+
+
+def is_fusion(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of the relay paper's decision fusion."""
+    return any(key.removeprefix("net.").startswith(_COPIES) for key in state)
+
+
+def _one_of_two(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network that stands in a state dict for the local windows and again for the context."""
+    one, other = (
+        {key.removeprefix(copy): tensor for key, tensor in state.items() if key.startswith(copy)} for copy in _COPIES
+    )
+    if one.keys() != other.keys() or not all(torch.equal(one[key], other[key]) for key in one):
+        raise InputError(
+            "the checkpoint has another network for each scale: decision fusion is read only where both share one"
+        )
+    return {**one, **{key: tensor for key, tensor in state.items() if not key.startswith(_COPIES)}}
 
 
 def _table_of(state: Mapping[str, Tensor]) -> Table:
