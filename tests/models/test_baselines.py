@@ -39,14 +39,15 @@ def test_shape_batch_invariance_and_determinism(name: str, bands: int) -> None:
         logits = model(x).logits
         assert logits.shape == (3, 4, 64, 64)
         assert torch.equal(logits, model(x).logits)
-        torch.testing.assert_close(logits[1:2], model(x[1:2]).logits, atol=1e-4, rtol=1e-4)
+        # Not to the last bit: the libraries' convolutions choose their algorithm by the batch.
+        torch.testing.assert_close(logits[1:2], model(x[1:2]).logits, atol=1e-5, rtol=1e-5)
 
 
 @EVERY
 def test_every_parameter_learns(name: str) -> None:
     model = make(name).train()
     model(image()).logits.square().sum().backward()
-    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 @EVERY

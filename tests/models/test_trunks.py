@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from uhrseg.models import build
+from tests.models.test_baselines import BASELINES
+from uhrseg.models import MODELS, build
 from uhrseg.models.relay import one_scale
 
 SIZE = 48
@@ -22,6 +23,7 @@ TRUNKS = {
     "glam faithful": {"trunk": "glam_t", **SWIN, "depths": (2, 3), "global_tokens": 3, "faithful": True},
     "flatten": {"trunk": "flatten_swin_t", **SWIN, "depths": (2, 2), "window": 4},
     "flatten faithful": {"trunk": "flatten_swin_t", **SWIN, "depths": (2, 2), "window": 4, "faithful": True},
+    "timm": {"trunk": "timm:vit_tiny_patch16_224", "depth": 2},
 }
 GLAM = {**SWIN, "trunk": "glam_t", "depths": (2, 2), "global_tokens": 2}
 HEADED = {
@@ -43,7 +45,7 @@ def make(name: str, bands: int = 3, **more) -> nn.Module:
     """Weights that make every path matter: trunks begin as little more than the identity."""
     torch.manual_seed(0)
     options = {**NETWORKS[name], **more}
-    if options.get("strategy") == "single":
+    if options.get("strategy") in ("single", "registers"):
         options.pop("share_blocks", None)  # there is one scale
     model = build(bands=bands, classes=4, size=SIZE, **options)
     for parameter in model.parameters():
@@ -55,6 +57,13 @@ def images(bands: int = 3, batch: int = 2) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     shape = (batch, bands, SIZE, SIZE)
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def test_every_entry_of_the_registry_is_a_size_of_a_network_held_to_these_promises() -> None:
+    """Here or, without relays, in `test_baselines` and `test_threshold`."""
+    names = {str(options["trunk"]) for options in TRUNKS.values()} | {name.split()[0] for name in BASELINES}
+    held = {MODELS[name].trunk for name in names & MODELS.keys() | {"threshold"}}
+    assert [name for name, entry in MODELS.items() if entry.trunk not in held] == []
 
 
 @EVERY
@@ -106,7 +115,7 @@ def test_logits_do_not_depend_on_the_batch(name: str, precision: str) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("strategy", ["relays", "single"])
+@pytest.mark.parametrize("strategy", ["relays", "registers", "single"])
 def test_gradient_reaches_every_parameter(name: str, strategy: str) -> None:
     model, (local, context) = make(name, strategy=strategy).train(), images()
     for module in model.modules():
@@ -115,7 +124,10 @@ def test_gradient_reaches_every_parameter(name: str, strategy: str) -> None:
     output = model(local, context if strategy == "relays" else None)
     loss = output.logits.square().mean()
     (loss if output.context_logits is None else loss + output.context_logits.square().mean()).backward()
-    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    normed = [key for key, m in model.named_modules() if isinstance(m, nn.Sequential) and type(m[1]) is nn.BatchNorm2d]
+    inert = {f"{key}.0.bias" for key in normed}  # BatchNorm takes a bias away: its gradient is rounding, or zero
+    silent = {key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert silent - inert == set()
 
 
 @EVERY_TRUNK
