@@ -17,13 +17,17 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError
-from uhrseg.models.relay import CONTEXT, LOCAL, Block, Scale, Stage, Want, one_scale, two_scales
+from uhrseg.models.bias_attention import reverse
+from uhrseg.models.flatten import LinearBlock
+from uhrseg.models.glam import GlamBlock, PublishedGlamBlock
+from uhrseg.models.pyramid import StageTokens
+from uhrseg.models.relay import CONTEXT, LOCAL, Block, Scale, Stage, Trunk, Want, one_scale, two_scales
 from uhrseg.models.segmenter import Segmenter
 from uhrseg.models.swin import SwinBlock, SwinTrunk
 from uhrseg.models.vit import VitTrunk, is_plain
 from uhrseg.models.window_attention import CosineAttention, cosine_weights
 
-__all__ = ["relay_attention", "swin_weights", "vit_weights"]
+__all__ = ["glam_weights", "linear_weights", "relay_attention", "swin_weights", "vit_weights"]
 
 
 def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = None) -> dict[Scale, Tensor]:
@@ -31,7 +35,8 @@ def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = No
 
     Inputs (B, bands, size, size), scaled, as the model takes them. Result per scale: (B, R, H, W) on the finest token
     map, the mean over heads and over the blocks in which the relays are updated, in multiples of an even share of what
-    goes to patches (mean 1). Raises `InputError` for a model without tokens and for trunks other than ViT and SwinV2.
+    goes to patches (mean 1). Raises `InputError` for a model without tokens, and for GLAM as published, in which the
+    relays' own attention is lost.
     """
     strategy, trunk = getattr(model, "strategy", None), getattr(model, "trunk", None)
     if not isinstance(model, Segmenter) or strategy not in ("relays", "registers"):
@@ -39,9 +44,11 @@ def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = No
             f"a model with strategy = {strategy!r} has no tokens whose attention could be drawn: take one with "
             "strategy = 'relays' or 'registers'"
         )
-    if not isinstance(trunk, VitTrunk | SwinTrunk):
-        raise InputError("attention maps are drawn for ViT and SwinV2 trunks only: this model has another trunk")
-    watched = _Watched(trunk)
+    if any(isinstance(block, PublishedGlamBlock) for block in model.modules()):
+        raise InputError(
+            "with faithful = true GLAM overwrites what its relays saw: attention maps need a model without it"
+        )
+    watched = _Watched(cast(Trunk, trunk))
     with torch.inference_mode():
         if strategy == "registers":
             one_scale(watched, local)
@@ -87,6 +94,35 @@ def _swin_map(trunk: SwinTrunk, block: SwinBlock, tokens: Tensor, relays: Tensor
     return flat.transpose(1, 2).unflatten(2, tokens.shape[1:3]) / weights.shape[1]
 
 
+def glam_weights(block: GlamBlock, tokens: StageTokens, relays: Tensor) -> Tensor:
+    """Attention of the copies of the relays in their windows: (B, n, h, R, g + R + w*w), rows of sum 1.
+
+    Global tokens come first, then relays, then pixels. Relays take neither position bias nor mask.
+    """
+    x, first, last = block.sequence(tokens, relays)
+    q, k, _ = block.attn._qkv(x, slice(first, last))  # (B*n, h, R | N, d)
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+    return weights.unflatten(0, x.shape[:2])
+
+
+def linear_weights(block: LinearBlock, tokens: StageTokens, relays: Tensor) -> Tensor:
+    """Attention of the relays in a block of focused linear attention: (B, h, R, HW + R), rows of sum 1."""
+    pixels = tokens.pixels.flatten(1, 2)
+    return block.attn.weights(block.norm1(torch.cat((pixels, relays), 1)), pixels.shape[1])
+
+
+def _glam_map(block: GlamBlock, tokens: StageTokens, relays: Tensor) -> Tensor:
+    weights = glam_weights(block, tokens, relays)[..., -(block.window**2) :].mean(2)  # (B, n, R, w*w)
+    height, width = tokens.pixels.shape[1:3]
+    return reverse(weights.transpose(2, 3), height, width, block.window, block.shift).permute(0, 3, 1, 2)
+
+
+def _linear_map(block: LinearBlock, tokens: StageTokens, relays: Tensor) -> Tensor:
+    shape = tokens.pixels.shape[1:3]
+    weights = linear_weights(block, tokens, relays)[..., : shape.numel()]
+    return weights.mean(1).unflatten(2, shape)
+
+
 @dataclass(frozen=True)
 class _WatchedBlock:
     """A block that tells what enters it wherever its relays are updated."""
@@ -110,18 +146,25 @@ class _WatchedStage:
 class _Watched:
     """A trunk whose blocks leave their relays' attention maps (B, R, H, W) in `seen`."""
 
-    def __init__(self, trunk: VitTrunk | SwinTrunk) -> None:
+    def __init__(self, trunk: Trunk) -> None:
         self.seen: dict[Scale, list[Tensor]] = defaultdict(list)
         self.embed, self.first_relays, self._trunk = trunk.embed, trunk.first_relays, trunk
-        self.stages = [_WatchedStage(cast(Stage, stage), self._watch) for stage in trunk.stages]
+        self.stages = [_WatchedStage(stage, self._watch) for stage in trunk.stages]
 
     def _watch(self, block: Block, scale: Scale) -> _WatchedBlock:
-        def record(block: Any, tokens: Tensor, relays: Tensor) -> None:
-            trunk = self._trunk
-            draw: Callable[..., Tensor] = _vit_map if isinstance(trunk, VitTrunk) else _swin_map
-            self.seen[scale].append(draw(trunk, block, tokens, relays))
+        def record(block: Any, tokens: Any, relays: Tensor) -> None:
+            self.seen[scale].append(_map(self._trunk, block, tokens, relays))
 
         return _WatchedBlock(block, record)
+
+
+def _map(trunk: Any, block: Any, tokens: Any, relays: Tensor) -> Tensor:
+    """The attention of the relays (B, R, H, W) in a block, mean over heads."""
+    if isinstance(block, GlamBlock):
+        return _glam_map(block, tokens, relays)
+    if isinstance(block, LinearBlock):
+        return _linear_map(block, tokens, relays)
+    return (_swin_map if isinstance(block, SwinBlock) else _vit_map)(trunk, block, tokens, relays)
 
 
 def _average(maps: list[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from uhrseg.models.pyramid import PreNormBlock, PyramidStage, PyramidTrunk, Stag
 from uhrseg.models.relay import Want
 from uhrseg.models.window_attention import no_autocast, split_heads
 
-__all__ = ["FlattenTrunk", "FocusedLinearAttention"]
+__all__ = ["FlattenTrunk", "FocusedLinearAttention", "LinearBlock"]
 
 _FOCUS = 3  # Han et al., section 5: the power p of Eq. 5
 _KERNEL = 5  # side of the depthwise convolution
@@ -57,6 +57,12 @@ class FocusedLinearAttention(nn.Module):
         y = y + F.pad(self._convolve(v[:, :, :patches].to(x.dtype), height, width), (0, 0, 0, x.shape[1] - patches))
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
+
+    def weights(self, x: Tensor, patches: int) -> Tensor:
+        """What the relays after the patches give each token's value, from x (B, N, C): (B, h, R, N), rows of sum 1."""
+        q, k, _ = self._features(self.qkv(x).float(), patches)
+        shares = q[:, :, patches:] @ k.transpose(-2, -1)
+        return shares / shares.sum(-1, keepdim=True)
 
     def _features(self, qkv: Tensor, patches: int) -> tuple[Tensor, Tensor, Tensor]:
         (q, k, v), count = qkv.chunk(3, -1), qkv.shape[1]

@@ -23,7 +23,7 @@ from uhrseg.models.pyramid import PreNormBlock, PyramidStage, PyramidTrunk, Stag
 from uhrseg.models.relay import Want
 from uhrseg.models.window_attention import no_autocast, split_heads
 
-__all__ = ["GlamTrunk", "check_tokens", "glam_stages"]
+__all__ = ["GlamBlock", "GlamTrunk", "PublishedGlamBlock", "check_tokens", "glam_stages"]
 
 
 class GlobalAttention(nn.Module):
@@ -61,22 +61,27 @@ class GlamBlock(PreNormBlock):
 
     def attend(self, tokens: StageTokens, relays: Tensor | None, want: Want) -> Updates:
         """W-MSA over [global tokens, relays, pixels] of each window."""
-        windows = partition(self.norm1(tokens.pixels), self.window, self.shift)  # (B, n, w*w, C)
-        parts = [] if tokens.tokens is None else [tokens.tokens.to(windows.dtype)]
-        g = sum(part.shape[2] for part in parts)
-        if relays is not None:
-            parts.append(self.norm1(relays).unsqueeze(1).expand(-1, windows.shape[1], -1, -1))
-        first = sum(part.shape[2] for part in parts)  # place of the first pixel
+        x, g, first = self.sequence(tokens, relays)
         start = 0 if self.gt_attn is not None and want != "relays" else first if want == "tokens" else g
         rows = slice(start, first if want == "relays" else None)
         height, width = tokens.pixels.shape[1:3]
-        mask = shift_mask(height, width, self.window, self.shift, windows.device)
-        y = self.attn(torch.cat((*parts, windows), 2), first, mask, rows)  # (B, n, rows, C)
+        mask = shift_mask(height, width, self.window, self.shift, x.device)
+        y = self.attn(x, first, mask, rows)  # (B, n, rows, C)
         mean = None if relays is None or want == "tokens" else y[:, :, g - start : first - start].mean(1)
         if want == "relays":
             return Updates(relays=mean)
         pixels = reverse(y[:, :, first - start :], height, width, self.window, self.shift).flatten(1, 2)
         return Updates(pixels, mean, None if self.gt_attn is None else y[:, :, :g])
+
+    def sequence(self, tokens: StageTokens, relays: Tensor | None) -> tuple[Tensor, int, int]:
+        """What attends in each window, (B, n, N, C), and the places in it of the first relay and the first pixel."""
+        windows = partition(self.norm1(tokens.pixels), self.window, self.shift)  # (B, n, w*w, C)
+        parts = [] if tokens.tokens is None else [tokens.tokens.to(windows.dtype)]
+        g = sum(part.shape[2] for part in parts)
+        if relays is not None:
+            parts.append(self.norm1(relays).unsqueeze(1).expand(-1, windows.shape[1], -1, -1))
+        first = sum(part.shape[2] for part in parts)
+        return torch.cat((*parts, windows), 2), g, first
 
     def exchange(self, tokens: StageTokens, updates: Updates) -> Tensor | None:
         """G-MSA: what the windows' tokens gathered, with their positions, among all windows."""
