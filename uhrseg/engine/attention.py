@@ -20,7 +20,7 @@ from uhrseg.geo.bands import Derived, centred, fill
 from uhrseg.geo.coarse import Coarse, block_means, build_coarse
 from uhrseg.geo.plan import TilePlan, shifted
 from uhrseg.geo.scene import Scene, gdal_settings
-from uhrseg.models.attention import relay_attention
+from uhrseg.models.attention import check_drawable, relay_attention
 from uhrseg.models.relay import CONTEXT, LOCAL, Scale
 from uhrseg.report.attention import Look, draw_attention
 from uhrseg.report.quicklook import View
@@ -34,12 +34,11 @@ def draw_relays(
     """Draw into `png` where each relay looks in the window around the middle of `bounds` (of the raster).
 
     `bounds`: left, bottom, right, top in the raster's CRS. Returns the window's first (row, column).
-    Raises `InputError` when model and raster do not fit, the model has no relays, or the window holds nothing.
+    Raises `InputError` when model and raster do not fit, the model's relays cannot be drawn, or the window is empty.
     """
     module, card = load_model(model)
     check_windows(module, card)
-    if getattr(module, "strategy", None) not in ("relays", "registers"):
-        relay_attention(module, torch.empty(0))  # refuses, before anything is read
+    check_drawable(module)
     scene = Scene.open(source)
     derived, plan = check_fit(scene, card), plan_for(scene, card)
     corner = _corner(plan, Area.of(scene.geobox, bounds))

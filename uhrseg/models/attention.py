@@ -27,7 +27,7 @@ from uhrseg.models.swin import SwinBlock, SwinTrunk
 from uhrseg.models.vit import VitTrunk, is_plain
 from uhrseg.models.window_attention import CosineAttention, cosine_weights
 
-__all__ = ["glam_weights", "linear_weights", "relay_attention", "swin_weights", "vit_weights"]
+__all__ = ["check_drawable", "glam_weights", "linear_weights", "relay_attention", "swin_weights", "vit_weights"]
 
 
 def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = None) -> dict[Scale, Tensor]:
@@ -35,10 +35,25 @@ def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = No
 
     Inputs (B, bands, size, size), scaled, as the model takes them. Result per scale: (B, R, H, W) on the finest token
     map, the mean over heads and over the blocks in which the relays are updated, in multiples of an even share of what
-    goes to patches (mean 1). Raises `InputError` for a model without tokens, and for GLAM as published, in which the
-    relays' own attention is lost.
+    goes to patches (mean 1). Raises `InputError` as `check_drawable` does, and for ViTs whose blocks are not plain.
     """
-    strategy, trunk = getattr(model, "strategy", None), getattr(model, "trunk", None)
+    segmenter = check_drawable(model)
+    watched = _Watched(cast(Trunk, segmenter.trunk))
+    with torch.inference_mode():
+        if segmenter.strategy == "registers":
+            one_scale(watched, local)
+        else:
+            assert context is not None
+            two_scales(watched, local, context, segmenter.order, True)
+    return {scale: _average(maps) for scale, maps in watched.seen.items()}
+
+
+def check_drawable(model: nn.Module) -> Segmenter:
+    """The model as one whose relays' attention can be drawn.
+
+    Raises `InputError` for one without tokens, and for GLAM as published, in which the relays' own attention is lost.
+    """
+    strategy = getattr(model, "strategy", None)
     if not isinstance(model, Segmenter) or strategy not in ("relays", "registers"):
         raise InputError(
             f"a model with strategy = {strategy!r} has no tokens whose attention could be drawn: take one with "
@@ -48,14 +63,7 @@ def relay_attention(model: nn.Module, local: Tensor, context: Tensor | None = No
         raise InputError(
             "with faithful = true GLAM overwrites what its relays saw: attention maps need a model without it"
         )
-    watched = _Watched(cast(Trunk, trunk))
-    with torch.inference_mode():
-        if strategy == "registers":
-            one_scale(watched, local)
-        else:
-            assert context is not None
-            two_scales(watched, local, context, model.order, True)
-    return {scale: _average(maps) for scale, maps in watched.seen.items()}
+    return model
 
 
 def vit_weights(trunk: VitTrunk, block: Any, tokens: Tensor, relays: Tensor) -> Tensor:
