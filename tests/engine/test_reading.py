@@ -1,18 +1,21 @@
-"""What a prediction costs in reading: files held open."""
+"""What a prediction costs in reading: files held open, and bytes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from tests.rasters import make_model, save_model, terrain, threshold_card, write_raster
-from uhrseg.engine.predict import predict_labels
+from uhrseg.engine import chunks
+from uhrseg.engine.predict import predict, predict_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,3 +54,32 @@ def test_a_folder_of_hundreds_of_tiles_is_one_mosaic_with_few_open_files(tmp_pat
         assert made.shape == (1000, 1000)
         np.testing.assert_array_equal(made.read(1), predict_labels(merged, model, card, precision="fp32"))
         assert (made.read(1) == 255).sum() == np.isnan(ground).sum() == 30 * 50 * 50
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tiles": {"tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band"},
+    "large tiles, pixel by pixel": {"tiled": True, "blockxsize": 512, "blockysize": 512, "interleave": "pixel"},
+    "strips": {"blockysize": 16, "interleave": "band"},
+}
+
+
+def bytes_read() -> int:
+    """Bytes this process has asked the system for, whatever gave them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts the bytes that a process reads")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_raster_is_decoded_twice_and_no_more(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for the coarse grid and once for the windows, with a cache that holds a part of the raster."""
+    monkeypatch.setattr(chunks, "DEFAULT_CACHE", 0)  # or all of so small a raster would fit
+    monkeypatch.setattr(chunks, "_OTHER_BLOCKS", 0)  # no results are written here
+    card = threshold_card((100.0,), bands=4, size=256)
+    pixels = np.random.default_rng(0).integers(1, 200, (4, 1536, 1536)).astype(np.float32)
+    source = write_raster(tmp_path / "source.tif", pixels, nodata=np.nan, **LAYOUTS[layout])
+    prediction = predict(source, (make_model(card), card), device="cpu", precision="fp32")
+    assert prediction.plan.overlap == 64 and prediction.cache_bytes < 0.8 * pixels.nbytes
+    before = bytes_read()
+    labels = prediction.labels.values
+    assert bytes_read() - before <= 2.3 * pixels.nbytes
+    np.testing.assert_array_equal(labels, pixels[0] >= 100)

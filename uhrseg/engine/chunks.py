@@ -19,14 +19,18 @@ from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import return_free_memory
 from uhrseg.geo.area import Area
 from uhrseg.geo.bands import Derived, centred, fill
-from uhrseg.geo.coarse import Coarse
+from uhrseg.geo.coarse import Coarse, coarse_bytes
 from uhrseg.geo.plan import Chunk, TilePlan, shifted
+from uhrseg.geo.scene import DEFAULT_CACHE, Scene
 from uhrseg.legend import NODATA
 
-__all__ = ["RUN", "Job", "Strip", "run_chunk"]
+__all__ = ["RUN", "Job", "Strip", "cache_bytes", "run_chunk"]
 
 RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
+
+_LARGEST_CACHE = 256 << 20
+_OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,19 @@ class _Run:
     cols: range
     windows: list[_Window]
     valid: NDArray[np.bool_]
+
+
+def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int) -> int:
+    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 256 MB.
+
+    It holds the blocks under one row of windows, of the scene and of the coarse grid. The next row of windows overlaps
+    it, and so finds them decoded: within a chunk each block is decoded once.
+    """
+    height, width = plan.size + 2 * derived.halo[0], width + 2 * (plan.size + derived.halo[1])
+    needed = scene.decoded_bytes(height, width) + _OTHER_BLOCKS
+    if plan.factor is not None:
+        needed += coarse_bytes(derived, plan.factor, plan.size, width // plan.factor + plan.size)
+    return min(max(needed, DEFAULT_CACHE), _LARGEST_CACHE)
 
 
 class _Reader:

@@ -49,6 +49,7 @@ class Setup:
     compiled: bool
     job: Job
     sources: tuple[str, ...]
+    cache_bytes: int  # of GDAL, for a chunk
     partials: Partials  # in a folder seen by all workers and the client
 
 
@@ -174,7 +175,7 @@ class _Worker(WorkerPlugin):
                 read_s += seconds
                 yield strip
 
-        with gdal_settings(self.setup_.sources):
+        with gdal_settings(self.setup_.sources, self.setup_.cache_bytes):
             try:
                 self.setup_.partials.write(chunk, strips())
             except FileNotFoundError as error:

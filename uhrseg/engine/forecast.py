@@ -18,7 +18,6 @@ __all__ = ["Forecast", "forecast"]
 
 _PROBE_SECONDS = 2.0
 _MB = 1e6
-_GDAL_CACHE_MB = 64
 _RUNS_HELD = 3  # one at work, one read ahead, one whose last windows wait for a batch to fill
 
 
@@ -72,13 +71,14 @@ def forecast(
     card: ModelCard,
     workers: int,
     batch_size: int,
+    cache_bytes: int,
     planes: int = 2,
 ) -> Forecast:
     """Count windows and bytes, and time the model for about two seconds on windows of zeros.
 
-    `planes`: uint8 planes kept of each chunk.
+    `cache_bytes`: what GDAL's cache may take; `planes`: uint8 planes kept of each chunk.
     """
-    memory, formula = _memory(plan, chunks, card, workers, batch_size)
+    memory, formula = _memory(plan, chunks, card, workers, batch_size, cache_bytes)
     pixels = sum(math.prod(chunk.shape) for chunk in chunks)
     return Forecast(
         pixels=pixels,
@@ -98,7 +98,9 @@ def forecast(
     )
 
 
-def _memory(plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int) -> tuple[float, str]:
+def _memory(
+    plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int, cache: int
+) -> tuple[float, str]:
     """Bytes held by the chunks in flight: runs of windows read ahead, a batch, the blended overlap, finished rows."""
     width = max(c.shape[1] for c in chunks) + 2 * plan.size
     bands, classes = len(card.input.band), len(card.legend)
@@ -106,11 +108,11 @@ def _memory(plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, 
     read = _RUNS_HELD * scales * bands * plan.size * (RUN * plan.stride + plan.overlap) * 4
     stacked = batch * plan.size**2 * (scales * bands + classes) * 4
     blend = (classes * plan.overlap * 4 + 2 * (2 + classes) * plan.size) * width
-    total = workers * (read + stacked + blend) / _MB + _GDAL_CACHE_MB
+    total = workers * (read + stacked + blend) / _MB + cache / _MB
     formula = (
         f"{workers} x ({read / _MB:.0f} MB read ahead ({_RUNS_HELD} x {RUN} windows of {bands} bands) + "
         f"{stacked / _MB:.0f} MB in a batch of {batch} + {blend / _MB:.0f} MB of rows {width} px wide "
-        f"({classes} classes)) + {_GDAL_CACHE_MB} MB of GDAL cache, and the model's activations"
+        f"({classes} classes)) + {cache / _MB:.0f} MB of GDAL cache, and the model's activations"
     )
     return total, formula
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from odc.geo.xr import xr_coords
 from torch import nn
 
 from uhrseg.card import ModelCard
-from uhrseg.engine.chunks import Job, Strip, run_chunk
+from uhrseg.engine.chunks import Job, Strip, cache_bytes, run_chunk
 from uhrseg.engine.cluster import Setup, Work, absolute, check_scheduler, connect, pack, run_on_cluster
 from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
 from uhrseg.engine.fit import check_fit, check_windows, find_model, load_model, plan_for
@@ -94,12 +95,20 @@ class Prediction:
         with self._preparing:
             if self._kept_coarse is None:
                 window, folder = self.card.window, Path(tempfile.gettempdir())
-                with gdal_settings(self.scene.paths):
+                with self._gdal():
                     self._kept_coarse = build_coarse(self._derived, window.context_factor, folder, window.context)
         return self._job(self._kept_coarse, False, False)
 
     def _job(self, coarse: Coarse, confidence: bool, probabilities: bool) -> Job:
         return Job(self._derived, coarse, self.plan, self._ramp, self.batch_size, confidence, probabilities, self.area)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of GDAL's cache for one chunk at work."""
+        return cache_bytes(self.scene, self._derived, self.plan, self.chunk)
+
+    def _gdal(self) -> AbstractContextManager[None]:
+        return gdal_settings(self.scene.paths, self.cache_bytes * self.workers)
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -133,7 +142,7 @@ class Prediction:
 
     def _chunk_labels(self, job: Job, chunk: Chunk) -> NDArray[np.uint8]:
         labels = np.empty(chunk.shape, dtype=np.uint8)
-        with gdal_settings(self.scene.paths):
+        with self._gdal():
             for strip, _ in run_chunk(job, self.runner, chunk, threading.Event(), _ignore):
                 labels[strip.rows.start - chunk.rows.start : strip.rows.stop - chunk.rows.start] = strip.labels
         return labels
@@ -142,7 +151,7 @@ class Prediction:
         """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
         return forecast(
             self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size,
-            1 + polygons + probabilities * len(self.card.legend),
+            self.cache_bytes * self.workers, 1 + polygons + probabilities * len(self.card.legend),
         )  # fmt: skip
 
     def write(
@@ -173,7 +182,7 @@ class Prediction:
             resume, simplify_m,
         )  # fmt: skip
         self.runner.seconds = 0.0
-        with gdal_settings(self.scene.paths), outputs:
+        with self._gdal(), outputs:
             todo, window = outputs.begin(self.options), self.card.window
             with cached_coarse(self._derived, window.context_factor, outputs.folder, window.context) as coarse:
                 job = self._job(coarse, outputs.needs_confidence, outputs.needs_probabilities)
@@ -196,7 +205,7 @@ class Prediction:
         model = pack(*options.model, folder) if isinstance(options.model, tuple) else options.model
         setup = Setup(
             model, options.device, options.precision, options.batch_size, options.compiled, job,
-            self.scene.paths, replace(outputs.partials, folder=folder),
+            self.scene.paths, self.cache_bytes, replace(outputs.partials, folder=folder),
         )  # fmt: skip
         counter, works = _Counter(self._windows(chunks), progress), list[Work]()
 

@@ -32,7 +32,6 @@ from uhrseg.models import SegOutput
 
 __all__ = ["CONTENDERS", "CheapConv", "Cost", "cheap_conv", "measure"]
 
-_CACHE_MB = 64
 _PROFILE = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": NODATA, "compress": "deflate", "tiled": True,
             "blockxsize": 512, "blockysize": 512, "bigtiff": "if_safer"}  # fmt: skip
 
@@ -215,7 +214,7 @@ def measure(
     unknown = [name for name in contenders if name not in CONTENDERS]
     if unknown:
         raise InputError(f"contender {unknown[0]!r} is not known: choose from {', '.join(CONTENDERS)}")
-    with _threads(threads), gdal_settings((str(source),), _CACHE_MB):
+    with _threads(threads), gdal_settings((str(source),)):
         bench = _Bench(Path(source), module, card, folder, options)
         _warm(bench)
         for _ in range(repeat):

@@ -47,7 +47,8 @@ class Derived:
             )
         self._sources = [names.index(s.raster_band) for s in specs]
         self._radii = [_radius_pixels(self.geobox, s) for s in specs]
-        self._halo = tuple(max(axis) for axis in zip(*self._radii, strict=True))
+        dy, dx = zip(*self._radii, strict=True)
+        self._halo = max(dy), max(dx)
 
     @property
     def is_zero_mean(self) -> tuple[bool, ...]:
@@ -75,6 +76,11 @@ class Derived:
                 array[channel] = value - local_mean(raw[source][near], seen[near], radii)
         array *= valid  # invalid pixels are 0, whatever their mean
         return array, valid
+
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Pixels (y, x) around a box that are read for it."""
+        return self._halo
 
     @property
     def is_raw(self) -> bool:

@@ -27,13 +27,14 @@ from rasterio.windows import Window
 from uhrseg.errors import RunError
 from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import coarse_geobox, shifted
-from uhrseg.geo.scene import Scene
+from uhrseg.geo.scene import Scene, block_pixels
 
-__all__ = ["Coarse", "block_means", "build_coarse", "cached_coarse", "read_blocks"]
+__all__ = ["Coarse", "block_means", "build_coarse", "cached_coarse", "coarse_bytes", "read_blocks"]
 
 _IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
 _BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
 _CELL_BYTES = 4
+_BLOCK = 256  # side of the grid file's blocks in cells
 _SAMPLED_BLOCKS = 12  # of about 1 Mpx, for the mean alone
 
 
@@ -161,6 +162,12 @@ def _keep(
     return sums.padding(derived)
 
 
+def coarse_bytes(derived: Derived, factor: int, height: int, width: int) -> int:
+    """Bytes of the grid's blocks under a box of `height` x `width` cells, at most, wherever it lies."""
+    sides = zip((height, width), coarse_geobox(derived.geobox, factor).shape, strict=True)
+    return math.prod(block_pixels(n, whole, _BLOCK) for n, whole in sides) * len(derived.bands) * _CELL_BYTES
+
+
 class _Sums:
     """Running float64 sums of the valid pixels, per channel."""
 
@@ -215,7 +222,7 @@ def _write_grid(
         "driver": "GTiff", "dtype": "float32", "nodata": math.nan, "count": len(derived.bands),
         "height": grid.shape[0], "width": grid.shape[1], "transform": grid.affine,
         "crs": grid.crs.to_wkt() if grid.crs else None,
-        "tiled": True, "blockxsize": 256, "blockysize": 256, "interleave": "band", "bigtiff": "if_safer",
+        "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "interleave": "band", "bigtiff": "if_safer",
     }  # fmt: skip
     blocks, written = list(read_blocks(derived, factor)), []
     with rasterio.open(path, "w", **profile) as out:

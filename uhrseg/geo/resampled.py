@@ -48,6 +48,11 @@ class Resampled(Scene):
         self.steps = steps
         self.scene = scene
 
+    def decoded_bytes(self, height: int, width: int) -> int:
+        """See `Scene.decoded_bytes`; the files have other pixels."""
+        rows, cols = (math.ceil(n * max(s, 1)) + 2 for n, s in zip((height, width), self.steps, strict=True))
+        return self.scene.decoded_bytes(rows, cols)
+
     def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Pixels of `geobox`; see `uhrseg.geo.scene.Readable`."""
         row, col = pixel_offset(self.geobox, geobox)

@@ -28,13 +28,25 @@ from uhrseg.geo.network import is_remote, refuse_hidden_network
 from uhrseg.geo.plan import pixel_offset, shifted
 from uhrseg.geo.source import SourceFile, examine, must_agree, open_dataset, resolve_sources
 
-__all__ = ["GSD_RANGE", "Readable", "Scene", "gdal_settings", "ground_sampling_distance", "gsd_fits"]
+__all__ = [
+    "DEFAULT_CACHE",
+    "GSD_RANGE",
+    "Readable",
+    "Scene",
+    "block_pixels",
+    "gdal_settings",
+    "ground_sampling_distance",
+    "gsd_fits",
+]
 
 GSD_RANGE = (0.8, 1.25)
 """A scene's ground sampling distance may be this many times a model's."""
 
 _NATIVE = ("uint8", "uint16", "float32")
 """Types of values that a device takes as they are."""
+
+DEFAULT_CACHE = 64 << 20
+"""Bytes of decoded blocks that GDAL keeps; its own default is 5 % of memory."""
 
 _OPEN_FILES = 32  # per thread and scene: a survey of thousands of tiles must not exhaust file handles
 
@@ -150,6 +162,12 @@ class Scene:
     def gsd_m(self) -> tuple[float, float] | None:
         """Ground sampling distance (y, x) in metres at the scene's centre; None without a CRS."""
         return ground_sampling_distance(self.geobox)
+
+    def decoded_bytes(self, height: int, width: int) -> int:
+        """Bytes of the decoded file blocks under a box of `height` x `width` pixels, at most, wherever it lies."""
+        sides = zip((height, width), self.geobox.shape, self.block, strict=True)
+        pixels = math.prod(block_pixels(length, whole, block) for length, whole, block in sides)
+        return pixels * len(self.bands) * np.dtype(self.dtype).itemsize
 
     def read(self, geobox: GeoBox) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Pixels of `geobox`; see `Readable`. Raises `RunError` naming the file when GDAL cannot read it."""
@@ -274,19 +292,25 @@ def _overlap(start: int, length: int, other: int, other_length: int) -> tuple[in
     return (low - start, low - other, high - low) if high > low else None
 
 
+def block_pixels(length: int, whole: int, block: int) -> int:
+    """Pixels in the blocks that an interval can touch, among those of an axis of `whole` pixels."""
+    return min(math.ceil((length - 1) / block) + 1, math.ceil(whole / block)) * block
+
+
 def _column(values: tuple[float, ...]) -> NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32)[:, None, None]  # (C, 1, 1)
 
 
 @contextmanager
-def gdal_settings(sources: Sequence[str] = (), cache_mb: int = 64) -> Iterator[None]:
+def gdal_settings(sources: Sequence[str] = (), cache_bytes: int = DEFAULT_CACHE) -> Iterator[None]:
     """GDAL options for streaming large rasters (https://gdal.org/en/stable/user/configoptions.html).
 
-    A bounded block cache (GDAL's default is 5 % of memory). For remote sources the folder of every opened file is
-    not listed, and a request that a busy server refuses is sent again three times; local ones keep the listing, since
-    masks (.msk) and world files (.tfw) are found by it.
+    A bounded block cache: rasterio takes bytes where GDAL's own option takes megabytes, so that 64 is no cache at all
+    (https://github.com/rasterio/rasterio/pull/1042). For remote sources the folder of every opened file is not listed,
+    and a request that a busy server refuses is sent again three times; local ones keep the listing, since masks (.msk)
+    and world files (.tfw) are found by it.
     """
-    options: dict[str, Any] = {"GDAL_CACHEMAX": cache_mb}
+    options: dict[str, Any] = {"GDAL_CACHEMAX": cache_bytes}
     if any(is_remote(source) for source in sources):
         options |= {
             "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,19 @@ def examine(path: str, bidx: Sequence[int] | None, nodata: float | None) -> Sour
             bidx=bands,
             bands=tuple(_band_name(dataset, b) for b in bands),
             dtype=str(np.result_type(*(dataset.dtypes[b] for b in picked))),
-            masked=nodata is None and any(MaskFlags.all_valid not in f for f in flags),
+            masked=nodata is None
+            and not _only_nan(dataset, picked)
+            and any(MaskFlags.all_valid not in f for f in flags),
             scales=tuple(dataset.scales[b] for b in picked),
             offsets=tuple(dataset.offsets[b] for b in picked),
             block=dataset.block_shapes[picked[0]],
             plain_nodata=_plain_nodata(dataset, picked),
         )
+
+
+def _only_nan(dataset: rasterio.DatasetReader, picked: list[int]) -> bool:
+    """Whether NaN alone means nodata: what is not finite is nodata anyway, so that no mask need be read."""
+    return all(dataset.mask_flag_enums[b] == [MaskFlags.nodata] and math.isnan(dataset.nodatavals[b]) for b in picked)
 
 
 def _plain_nodata(dataset: rasterio.DatasetReader, picked: list[int]) -> int | None:

@@ -32,6 +32,10 @@ class Stack(Scene):
         )
         self.parts = tuple(parts)
 
+    def decoded_bytes(self, height: int, width: int) -> int:
+        """See `Scene.decoded_bytes`."""
+        return sum(part.decoded_bytes(height, width) for part in self.parts)
+
     def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `Scene.read_native`; values of different types become float32."""
         read = [part.read_native(geobox) for part in self.parts]
