@@ -25,6 +25,7 @@ from uhrseg.engine.memory import peak_rss_mb
 from uhrseg.errors import InputError
 from uhrseg.geo.area import Area
 from uhrseg.geo.mosaic import write_mosaic
+from uhrseg.geo.overviews import write_levels
 from uhrseg.geo.plan import Chunk
 from uhrseg.geo.scene import Scene
 from uhrseg.geo.simplify import check_simplify, simplified
@@ -195,7 +196,8 @@ class Outputs:
         self._seconds["vector"] = time.perf_counter() - started
         started = time.perf_counter()
         for path in self.maps:
-            publish(labels, path, self._checksums("labels"), "mode")
+            levels = write_levels(labels, self.geobox, self.folder)
+            publish(self._mosaic("labels", self.legend, levels), path, self._checksums("labels"), "mode")
             write_raster_style(path, self.legend)
         if self.planes is not None:
             publish(
@@ -208,11 +210,11 @@ class Outputs:
         self._counts = self._count()
         (self.folder / "run.json").unlink()  # from here on there is nothing to resume
 
-    def _mosaic(self, plane: str, bands: Sequence[str] | Legend) -> Path:
+    def _mosaic(self, plane: str, bands: Sequence[str] | Legend, levels: Sequence[Path] = ()) -> Path:
         path = self.folder / f"{plane}.vrt"
         origin = self.area.rows.start, self.area.cols.start
         tiles = [self.partials.tile(plane, chunk, *origin) for chunk in self.chunks]
-        write_mosaic(path, self.geobox, tiles, self._tags(), bands)
+        write_mosaic(path, self.geobox, tiles, self._tags(), bands, levels)
         return path
 
     def _checksums(self, plane: str) -> dict[Region, int]:

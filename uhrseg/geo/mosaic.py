@@ -31,9 +31,13 @@ class Tile:
 
 
 def write_mosaic(
-    path: Path, geobox: GeoBox, tiles: Sequence[Tile], tags: dict[str, str], bands: Sequence[str] | Legend
-) -> None:
-    """Write a VRT of uint8 tiles, nodata 255 elsewhere. `bands`: the legend of a class map, or the planes' names."""
+    path: Path, geobox: GeoBox, tiles: Sequence[Tile], tags: dict[str, str], bands: Sequence[str] | Legend,
+    levels: Sequence[Path] = (),
+) -> None:  # fmt: skip
+    """Write a VRT of uint8 tiles, nodata 255 elsewhere. `bands`: the legend of a class map, or the planes' names.
+
+    `levels`: files that are its overviews, finest first.
+    """
     root = Element("VRTDataset", rasterXSize=str(geobox.width), rasterYSize=str(geobox.height))
     if geobox.crs is not None:
         SubElement(root, "SRS").text = geobox.crs.to_wkt()
@@ -47,6 +51,10 @@ def write_mosaic(
             root, "VRTRasterBand", dataType="Byte", band=str(number), blockXSize=_BLOCK, blockYSize=_BLOCK
         )
         _describe(band, bands if isinstance(bands, Legend) else str(name))
+        for level in levels:
+            overview = SubElement(band, "Overview")
+            SubElement(overview, "SourceFilename", relativeToVRT="1").text = os.path.relpath(level, path.parent)
+            SubElement(overview, "SourceBand").text = str(number)
         for tile in tiles:
             _source(band, tile, number, path.parent)
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
