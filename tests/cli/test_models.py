@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tests.cli.conftest import Uhrseg
 from tests.models.golden import _trunk, read
@@ -20,8 +22,17 @@ from uhrseg.models import MODELS
 def test_the_list_holds_what_ships_and_what_can_be_trained(uhrseg: Uhrseg) -> None:
     listed = json.loads(uhrseg("models", "list", "--json").stdout)
     assert {weights["name"] for weights in listed["weights"]} == set(shipped_models())
-    assert listed["architectures"] == list(MODELS)
+    assert [a["name"] for a in listed["architectures"]] == list(MODELS)
+    assert next(a for a in listed["architectures"] if a["name"] == "swinv2_s")["pretrained_license"] == "mit"
     assert all(weights["license"] and weights["classes"] and weights["bands"] for weights in listed["weights"])
+    (shipped,) = listed["weights"]
+    assert "artificial" in shipped["trained_on"]
+    assert shipped["parameters_m"] == pytest.approx(numbers(shipped_models()["swinv2-relay"]) / 1e6, abs=0.01)
+
+
+def numbers(folder: Path) -> int:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
 
 
 def test_the_list_for_people_has_two_tables(uhrseg: Uhrseg) -> None:

@@ -8,18 +8,18 @@ counts what the output hangs on.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from uhrseg.benchmark.provenance import provenance
 from uhrseg.benchmark.rows import Row
-from uhrseg.models import build
+from uhrseg.models import build, sizes
 from uhrseg.models.pyramid import PyramidTrunk
 from uhrseg.models.relay import one_scale
+from uhrseg.models.sizes import parameters
 
 __all__ = ["TABLES", "Network", "complexity", "make", "multiply_adds", "parameters", "unread"]
 
@@ -103,21 +103,13 @@ def make(network: Network, **more: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def parameters(model: Any) -> float:
-    """Learned numbers, in millions."""
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
 def multiply_adds(model: Any, network: Network) -> float:
     """Multiply-adds of one window (pair) with all logits, in billions."""
     image = torch.empty(1, 3, network.size, network.size, device="meta")
-    run: Callable[[], object] = lambda: one_scale(model.trunk, image)  # noqa: E731
-    if not network.backbone_only:
-        relays = model.strategy == "relays"
-        run = lambda: model(image, image if relays else None, with_context_logits=relays)  # noqa: E731
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 2e9
+    if network.backbone_only:
+        return sizes.multiply_adds(lambda: one_scale(model.trunk, image))
+    relays = model.strategy == "relays"
+    return sizes.multiply_adds(lambda: model(image, image if relays else None, with_context_logits=relays))
 
 
 def unread(model: Any, network: Network) -> float:

@@ -39,16 +39,16 @@ def list_command(
     from uhrseg.models import MODELS
 
     weights = [_summary(ModelCard.read(folder)) for folder in shipped_models().values()]
+    architectures = [_architecture(name) for name in MODELS]
     if json:
-        print_json({"weights": weights, "architectures": list(MODELS)})
+        print_json({"weights": weights, "architectures": architectures})
         return
-    rows: list[tuple[str, ...]] = [
-        (w["name"], w["license"], ", ".join(w["classes"]), ", ".join(w["bands"])) for w in weights
-    ]
     typer.echo("Weights: names for predict --model (a model folder works too)")
-    typer.echo(_table(("name", "licence", "classes", "bands"), rows))
+    typer.echo(_columns(_WEIGHT_COLUMNS, weights))
     typer.echo("\nArchitectures: names for trunk in a recipe; train one to predict with it")
-    typer.echo("\n".join(f"  {name}" for name in MODELS))
+    typer.echo(_columns(_ARCHITECTURE_COLUMNS, architectures))
+    typer.echo("\nM: millions of parameters. GMAC: billions of multiply-adds of one window, with its context if it has")
+    typer.echo("relays; of architectures at 256 px, 3 bands, 8 classes, linear head.")
 
 
 @app.command("show", cls=Command)
@@ -201,6 +201,15 @@ def _unused(keys: tuple[str, ...]) -> str:
 
 
 def _summary(card: ModelCard) -> dict[str, Any]:
+    from uhrseg.models.sizes import count
+
+    size = count(
+        bands=len(card.input.band),
+        classes=len(card.legend),
+        size=card.window.size,
+        context_factor=card.window.context_factor,
+        **card.architecture,
+    )
     return {
         "name": card.name,
         "version": card.version,
@@ -208,7 +217,60 @@ def _summary(card: ModelCard) -> dict[str, Any]:
         "classes": card.legend.names,
         "bands": [band.name for band in card.input.band],
         "gsd_m": card.input.gsd_m,
+        "parameters_m": None if size is None else round(size.parameters_m, 2),
+        "gmac": None if size is None else round(size.gmac, 2),
+        "trained_on": _trained_on(card),
     }
+
+
+def _trained_on(card: ModelCard) -> str:
+    training = card.training
+    if "data" in training or "imported_from" in training:
+        return str(training.get("data") or f"imported from {training['imported_from']}")
+    return f"{training['scenes']} scenes of {training['recipe']}" if "scenes" in training else "not recorded"
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    """What an architecture costs alone and with relays, and the weights that `pretrained = true` starts it from."""
+    from timm.models import get_pretrained_cfg
+
+    from uhrseg.models import MODELS
+    from uhrseg.models.sizes import SIZES
+
+    alone, relays = SIZES.get(name, (None, None))
+    start = MODELS[name].timm_name
+    known = get_pretrained_cfg(start) if start else None
+    return {
+        "name": name,
+        "parameters_m": alone and alone.parameters_m,
+        "gmac": alone and alone.gmac,
+        "relays_parameters_m": relays and relays.parameters_m,
+        "relays_gmac": relays and relays.gmac,
+        "pretrained": start and f"timm:{start}",
+        "pretrained_license": known and known.license,
+    }
+
+
+_WEIGHT_COLUMNS = {
+    "name": "name", "license": "licence", "parameters_m": "M", "gmac": "GMAC", "classes": "classes",
+    "trained_on": "trained on",
+}  # fmt: skip
+_ARCHITECTURE_COLUMNS = {
+    "name": "name", "parameters_m": "M", "gmac": "GMAC", "relays_parameters_m": "M, relays",
+    "relays_gmac": "GMAC, relays", "pretrained": "weights to start from", "pretrained_license": "licence",
+}  # fmt: skip
+
+
+def _columns(columns: dict[str, str], items: list[dict[str, Any]]) -> str:
+    return _table(tuple(columns.values()), [tuple(_cell(item[key]) for key in columns) for item in items])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _describe(card: ModelCard) -> list[str]:
