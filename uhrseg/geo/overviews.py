@@ -23,7 +23,7 @@ from uhrseg.legend import NODATA
 __all__ = ["most_frequent", "write_levels"]
 
 _SMALLEST = 512  # no level below this side: the rule of GDAL's COG driver
-_ROWS, _COLS = 512, 4096  # pixels of a level made at once
+_SIDE = 512  # of the square made at once, in pixels of the level: a tile, and small enough for the CPU's cache
 
 
 def write_levels(source: Path, geobox: GeoBox, folder: Path) -> list[Path]:
@@ -53,9 +53,9 @@ def _halve(source: Path, path: Path, geobox: GeoBox) -> None:
 
 
 def _parts(height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    for y in range(0, height, _ROWS):
-        for x in range(0, width, _COLS):
-            yield slice(y, min(y + _ROWS, height)), slice(x, min(x + _COLS, width))
+    for y in range(0, height, _SIDE):
+        for x in range(0, width, _SIDE):
+            yield slice(y, min(y + _SIDE, height)), slice(x, min(x + _SIDE, width))
 
 
 def _length(pixels: slice) -> int:
