@@ -29,7 +29,7 @@ __all__ = ["RUN", "Job", "Strip", "cache_bytes", "run_chunk"]
 RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
-_LARGEST_CACHE = 256 << 20
+_LARGEST_CACHE = 192 << 20
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -82,7 +82,7 @@ class _Run:
 
 
 def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int) -> int:
-    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 256 MB.
+    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 192 MB.
 
     It holds the blocks under one row of windows, of the scene and of the coarse grid. The next row of windows overlaps
     it, and so finds them decoded: within a chunk each block is decoded once.
