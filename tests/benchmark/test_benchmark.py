@@ -85,10 +85,15 @@ def test_the_context_suite_trains_scores_and_goes_on(tmp_path: Path) -> None:
     rows = run_suites(["context"], tmp_path, quick=True, on_data=options).rows
     assert {row.name for row in rows} == set(STRATEGIES)
     assert all(row.metrics["mIoU"] is not None and row.provenance.recipe_sha256 for row in rows)
+    drawn = {name for row in rows for name in row.pictures.values()}
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+    assert {row.name for row in rows if "attention" in row.pictures} == {"registers", "relays", "relays, parallel"}
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "relays: attention" in page
     again: list[Row] = []
     run_suites(["context"], tmp_path, quick=True, on_data=options, on_row=again.append)
     assert again == []  # what is in the results is not run again
-    with pytest.raises(InputError, match="no cue"):
+    with pytest.raises(InputError, match="no part of the context suite"):
         run_suites(["context"], tmp_path, on_data=OnData(tables=("marks",)))
 
 

@@ -17,10 +17,12 @@ from uhrseg.recipe import Recipe
 __all__ = ["score_folders", "train_run", "train_trials"]
 
 
-def score_folders(suite: str, recipe: Recipe, models: Sequence[str]) -> Iterator[Row]:
+def score_folders(suite: str, recipe: Recipe, models: Sequence[str], pictures: Path) -> Iterator[Row]:
     """One row per trained folder (or shipped name)."""
     for model in models:
-        yield score_model(model, recipe, _split(recipe), suite=suite, name=Path(model).name, seed=None)
+        yield score_model(
+            model, recipe, _split(recipe), suite=suite, name=Path(model).name, seed=None, pictures=pictures
+        )
 
 
 def train_trials(
@@ -42,7 +44,9 @@ def train_trials(
                 continue
             changed = Recipe.read(recipe, [*trial.changes, *overrides, f"seed={seed}"])
             model = train_run(changed, results.folder / "runs" / _slug(suite, trial, seed), fast_dev_run)
-            row = score_model(model, changed, _split(changed), suite=suite, name=name, seed=seed)
+            row = score_model(
+                model, changed, _split(changed), suite=suite, name=name, seed=seed, pictures=results.folder / "pictures"
+            )
             paper = {"mIoU": trial.paper[suite]} if suite in trial.paper else {}
             yield row.model_copy(update={"paper": paper})
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uhrseg.card import explain
 from uhrseg.errors import InputError
 
-__all__ = ["Provenance", "Results", "Row"]
+__all__ = ["Provenance", "Results", "Row", "schema"]
 
 SCHEMA = 1
 """Version of ``results.json``; it changes when a field changes its meaning."""
@@ -45,6 +45,8 @@ class Row(BaseModel):
     metrics: dict[str, float | None] = Field(description="Our numbers.")
     paper: dict[str, float] = Field(default_factory=dict, description="The paper's numbers, by the same names.")
     scenes: dict[str, float] = Field(default_factory=dict, description="The main score per scene, for paired tests.")
+    curve: list[tuple[int, float]] = Field(default_factory=list, description="Optimiser step, mean local loss since.")
+    pictures: dict[str, str] = Field(default_factory=dict, description="PNGs beside this file, by what they show.")
     rule: str = Field("", description="How the main score is averaged.")
     note: str = Field("", description="Why a number differs, or what it leaves out.")
     provenance: Provenance
@@ -56,10 +58,17 @@ class Row(BaseModel):
 
 
 class _File(BaseModel):
+    """``results.json`` of a benchmark: all rows, the first to come first."""
+
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int = SCHEMA
     rows: list[Row] = Field(default_factory=list)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of ``results.json``, as in ``docs/results.schema.json``."""
+    return _File.model_json_schema()
 
 
 class Results:

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from uhrseg.benchmark.charts import charts, gallery
 from uhrseg.benchmark.complexity import complexity
-from uhrseg.benchmark.context import FULL, QUICK, STRATEGIES, context
+from uhrseg.benchmark.context import EXPERIMENTS, FULL, QUICK, context
 from uhrseg.benchmark.datasets import score_folders, train_trials
+from uhrseg.benchmark.paired import comparisons
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.simulated import simulated
 from uhrseg.benchmark.tables import suite_notes, suite_table
 from uhrseg.benchmark.throughput import throughput
 from uhrseg.benchmark.trials import DATASETS
-from uhrseg.data.simulate import CUES
 from uhrseg.errors import InputError
 from uhrseg.recipe import Recipe
 from uhrseg.report.page import Section, write_page
@@ -55,7 +56,7 @@ class OnData:
         if not recipe.is_file():
             raise InputError(f"{suite}: there is no {recipe} here: name the recipe with --recipe")
         overrides = [*self.overrides, *([] if self.root is None else [f'data.root="{self.root}"'])]
-        yield from score_folders(suite, Recipe.read(recipe, overrides), self.models)
+        yield from score_folders(suite, Recipe.read(recipe, overrides), self.models, results.folder / "pictures")
         if self.train:
             yield from train_trials(
                 suite, recipe, overrides, self.seeds, results, tables=self.tables, fast_dev_run=quick
@@ -93,16 +94,16 @@ def _rows(name: str, results: Results, quick: bool, on_data: OnData) -> Iterator
     if name in SUITES:
         return SUITES[name](quick)
     if name == "context":
-        return context(_cues(on_data.tables), list(STRATEGIES), on_data.seeds, results, QUICK if quick else FULL)
+        return context(_experiments(on_data.tables), on_data.seeds, results, QUICK if quick else FULL)
     return on_data.rows(name, results, quick)
 
 
-def _cues(wanted: Sequence[str]) -> list[str]:
-    """The cues asked for with --table; all without."""
-    for cue in wanted:
-        if cue not in CUES:
-            raise InputError(f"--table {cue!r} is no cue of the context suite: choose from {', '.join(CUES)}")
-    return list(wanted or CUES)
+def _experiments(wanted: Sequence[str]) -> list[str]:
+    """The experiments asked for with --table; all without."""
+    for name in wanted:
+        if name not in EXPERIMENTS:
+            raise InputError(f"--table {name!r} is no part of the context suite: choose from {', '.join(EXPERIMENTS)}")
+    return list(wanted or EXPERIMENTS)
 
 
 def write_report(results: Results) -> Path:
@@ -110,5 +111,7 @@ def write_report(results: Results) -> Path:
     sections = []
     for suite in dict.fromkeys(row.suite for row in results.rows):
         rows = [row for row in results.rows if row.suite == suite]
-        sections.append(Section(TITLES.get(suite, suite), suite_notes(rows), suite_table(rows)))
+        notes = [*comparisons(rows), *suite_notes(rows)]
+        pictures = gallery(rows, results.folder)
+        sections.append(Section(TITLES.get(suite, suite), notes, suite_table(rows), charts(rows), pictures))
     return write_page(results.folder / "index.html", "uhrseg benchmark", sections)

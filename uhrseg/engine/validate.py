@@ -25,11 +25,12 @@ from uhrseg.errors import InputError, RunError
 from uhrseg.geo.plan import shifted
 from uhrseg.geo.scene import Scene, gdal_settings
 from uhrseg.geo.stack import open_stack
+from uhrseg.legend import Legend
 from uhrseg.recipe import Recipe
 from uhrseg.report.panels import draw_panels
 from uhrseg.report.quicklook import View
 
-__all__ = ["labelled_parts", "score_columns", "score_table", "validate"]
+__all__ = ["feature_part", "labelled_parts", "score_columns", "score_table", "validate", "view_of"]
 
 _QUICKLOOKS = 4
 """Rasters drawn, the first in name order."""
@@ -97,25 +98,32 @@ def _draw_quicklook(
     card: ModelCard,
     folder: Path,
 ) -> None:
-    """Image, labels and prediction side by side, at full resolution, around the middle of the labelled features."""
-    rows, cols = _middle(labels, card)
+    """Image, labels and prediction side by side, at full resolution, around a feature."""
+    rows, cols = feature_part(labels, card.legend, _SIDE)
+    title = f"{source.name}, rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop}"
+    view = view_of(source, box, rows, cols)
+    draw_panels(view, labels[rows, cols], prediction[rows, cols], card.legend, title, folder / f"{source.name}.png")
+
+
+def view_of(source: LabelledRaster, box: GeoBox, rows: slice, cols: slice) -> View:
+    """The raster's first three bands (or its first) in rows and columns of `box`."""
     scene = Scene.open(source.raster)
     part = shifted(box, rows.start, cols.start, (rows.stop - rows.start, cols.stop - cols.start))
     with gdal_settings(scene.paths):
         values, valid = scene.read(part)
     values = values[:3] if len(values) >= 3 else values[:1]
     byte = bool(valid.any()) and len(values) == 3 and values[:, valid].min() >= 0 and values[:, valid].max() <= 255
-    view = View(np.where(valid, values, np.nan).astype(np.float32), valid, part, byte)
-    title = f"{source.name}, rows {rows.start} to {rows.stop}, columns {cols.start} to {cols.stop}"
-    draw_panels(view, labels[rows, cols], prediction[rows, cols], card.legend, title, folder / f"{source.name}.png")
+    return View(np.where(valid, values, np.nan).astype(np.float32), valid, part, byte)
 
 
-def _middle(labels: NDArray[np.uint8], card: ModelCard) -> tuple[slice, slice]:
-    """At most `_SIDE` pixels a side around the median feature pixel, or around the middle where there is none."""
-    found = np.nonzero(np.isin(labels, list(card.legend.foreground)))
-    centres = [int(np.median(f)) if f.size else n // 2 for f, n in zip(found, labels.shape, strict=True)]
-    starts = [min(max(c - _SIDE // 2, 0), max(n - _SIDE, 0)) for c, n in zip(centres, labels.shape, strict=True)]
-    rows, cols = (slice(s, min(s + _SIDE, n)) for s, n in zip(starts, labels.shape, strict=True))
+def feature_part(labels: NDArray[np.uint8], legend: Legend, side: int) -> tuple[slice, slice]:
+    """At most `side` pixels a side around the feature pixel nearest to their median; around the middle without any."""
+    found = np.argwhere(np.isin(labels, list(legend.foreground)))  # (n, 2)
+    centre = np.array(labels.shape) // 2
+    if len(found):
+        centre = found[np.abs(found - np.median(found, axis=0)).sum(1).argmin()]
+    starts = [min(max(int(c) - side // 2, 0), max(n - side, 0)) for c, n in zip(centre, labels.shape, strict=True)]
+    rows, cols = (slice(s, min(s + side, n)) for s, n in zip(starts, labels.shape, strict=True))
     return rows, cols
 
 

@@ -23,6 +23,8 @@ table { display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; } caption { text-align: left; }
 p.note { color: var(--mute); font-size: .9rem; max-width: 50rem; } img { max-width: 100%; background: white; }
+.gallery { display: flex; flex-wrap: wrap; gap: .75rem; } figure { margin: 0; max-width: 16rem; }
+figure.wide { max-width: 100%; } figcaption { font-size: .85rem; }
 """.strip()
 
 
@@ -36,12 +38,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, a table and charts."""
+    """A heading, sentences, a table, charts, and captioned PNGs side by side."""
 
     title: str
     notes: Sequence[str] = ()
     table: Table | None = None
     figures: Sequence[Figure] = field(default_factory=tuple)
+    pictures: Sequence[tuple[str, Path]] = ()
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
@@ -63,6 +66,8 @@ def _section(section: Section) -> str:
     if section.table is not None:
         parts.append(_table(section.table))
     parts += [_image(figure, section.title) for figure in section.figures]
+    if section.pictures:
+        parts.append(f'<div class="gallery">{"".join(_picture(*picture) for picture in section.pictures)}</div>')
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in section.notes]
     return "\n".join(parts)
 
@@ -77,5 +82,13 @@ def _table(table: Table) -> str:
 def _image(figure: Figure, name: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{data}"></p>'
+    return f"<p>{_embedded(buffer.getvalue(), name)}</p>"
+
+
+def _picture(caption: str, path: Path) -> str:
+    image = _embedded(path.read_bytes(), caption)
+    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _embedded(png: bytes, name: str) -> str:
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'

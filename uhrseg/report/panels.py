@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import image
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from uhrseg.legend import NODATA, Legend
 from uhrseg.report.quicklook import View, background
 
-__all__ = ["draw_panels"]
+__all__ = ["draw_panels", "save_classes", "save_image"]
 
 _UNKNOWN = (0.93, 0.93, 0.93)
 """Colour of pixels without a label or prediction."""
@@ -36,6 +37,18 @@ def draw_panels(
     figure.legend(handles=[*entries, unknown], loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
+    return output
+
+
+def save_image(view: View, output: Path) -> Path:
+    """A view, pixel for pixel, as the PNG `output`."""
+    image.imsave(output, np.clip(background(view), 0, 1))
+    return output
+
+
+def save_classes(classes: NDArray[np.uint8], legend: Legend, unknown: int | None, output: Path) -> Path:
+    """A class map (Y, X) in the legend's colours, pixel for pixel, as the PNG `output`; unknown None: of a model."""
+    image.imsave(output, _colored(classes, legend, NODATA if unknown is None else unknown))
     return output
 
 
