@@ -4,34 +4,65 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
 from distributed import Client, LocalCluster
+from numpy.typing import NDArray
 
 from tests.rasters import RELIEF, SMALL_SWIN, make_card, make_model, save_model, terrain, write_raster
 from uhrseg.engine.cluster import absolute, connect, device_of_worker
+from uhrseg.engine.journal import work_folder
 from uhrseg.engine.predict import predict
 from uhrseg.errors import InputError
 
+OPTIONS: dict[str, Any] = {"chunk": 64, "batch_size": 2, "precision": "fp32"}
 
-def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ground = terrain(230, 300)
     ground[:, 40:90, :200] = -9999
-    source = write_raster(tmp_path / "dtm.tif", ground, nodata=-9999)
+    return write_raster(tmp_path_factory.mktemp("source") / "dtm.tif", ground, nodata=-9999)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = make_card(SMALL_SWIN, RELIEF, classes=4)
-    folder = save_model(card, make_model(card), tmp_path / "model")
-    options = {"chunk": 64, "batch_size": 2, "precision": "fp32"}
-    ours, theirs = [tmp_path / a / "p.tif" for a in ("threads", "cluster")]
-    for path in (ours, theirs):
-        path.parent.mkdir()
-    predict(source, folder, **options).write(ours.with_name("c.tif"), probabilities=ours)
+    return save_model(card, make_model(card), tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def by_threads(source: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.uint8]]:
+    folder = tmp_path_factory.mktemp("threads")
+    predict(source, model, **OPTIONS).write(folder / "c.tif", probabilities=folder / "p.tif")
+    return rasters(folder)
+
+
+def rasters(folder: Path) -> dict[str, NDArray[np.uint8]]:
+    """The class map and the probabilities in a folder."""
+    found = {}
+    for name in ("c.tif", "p.tif"):
+        with rasterio.open(folder / name) as dataset:
+            found[name] = dataset.read()
+    return found
+
+
+def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(
+    tmp_path: Path, cluster: LocalCluster, source: Path, model: Path, by_threads: dict[str, NDArray[np.uint8]]
+) -> None:
     killed: list[int] = []
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with Client(cluster) as client:
         pids = sorted(client.run(os.getpid).values())
 
         def kill(done: int, total: int) -> None:
@@ -39,17 +70,41 @@ def test_a_lost_worker_is_survived_and_the_result_is_that_of_threads(tmp_path: P
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(done)
 
-        prediction = predict(source, folder, scheduler=cluster.scheduler_address, **options)
+        prediction = predict(source, model, scheduler=cluster.scheduler_address, **OPTIONS)
         report = prediction.write(
-            theirs.with_name("c.tif"), theirs.with_name("a.gpkg"), probabilities=theirs, progress=kill
+            tmp_path / "c.tif", tmp_path / "a.gpkg", probabilities=tmp_path / "p.tif", progress=kill
         )
         assert killed, "a worker was killed before the end"
         assert pids[0] not in client.run(os.getpid).values()
     assert report.device == "cpu" and report.precision == "fp32" and report.seconds["model"] > 0
-    for name in ("c.tif", "p.tif"):
-        with rasterio.open(ours.with_name(name)) as one, rasterio.open(theirs.with_name(name)) as other:
-            assert (one.read() == other.read()).all()
-    assert not [p for p in theirs.parent.iterdir() if p.name.startswith(".")], "working files are gone"
+    np.testing.assert_equal(rasters(tmp_path), by_threads)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "working files are gone"
+
+
+def test_a_run_on_workers_that_was_ended_goes_on_and_repeats_no_finished_chunk(
+    tmp_path: Path, cluster: LocalCluster, source: Path, model: Path, by_threads: dict[str, NDArray[np.uint8]]
+) -> None:
+    """What SIGKILL leaves of ``--scheduler local:2`` is tried by ``benchmarks/kill.py --scheduler local:2``."""
+    outputs = {"probabilities": tmp_path / "p.tif"}
+    prediction = predict(source, model, scheduler=cluster.scheduler_address, **OPTIONS)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total / 3:
+            raise KeyboardInterrupt
+
+    def finished() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in work_folder(tmp_path / "c.tif").glob("chunk-*.json")}
+
+    with pytest.raises(KeyboardInterrupt):
+        prediction.write(tmp_path / "c.tif", progress=interrupt, **outputs)
+    before, seen = finished(), list[dict[str, int]]()
+    assert 0 < len(before) < len(prediction.chunks) and not (tmp_path / "c.tif").exists()
+    report = prediction.write(
+        tmp_path / "c.tif", resume=True, progress=lambda done, total: seen.append(finished()), **outputs
+    )
+    assert seen and all(now.items() >= before.items() for now in seen)
+    assert 0 < report.windows < prediction.windows
+    np.testing.assert_equal(rasters(tmp_path), by_threads)
 
 
 def test_local_workers_are_as_many_as_asked_for() -> None:

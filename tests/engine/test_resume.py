@@ -183,6 +183,32 @@ def test_damaged_chunks_are_done_again(source: Path, tmp_path: Path, network: An
     assert contents(tmp_path) == whole
 
 
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_damaged_coarse_grid_is_built_again(
+    source: Path, tmp_path: Path, network: Any, whole: dict[str, bytes], damage: str
+) -> None:
+    interrupted(source, tmp_path, network)
+    chunks, grid = finished(tmp_path), work_folder(tmp_path / FILES[0]) / "coarse.tif"
+    intact = grid.read_bytes()
+    if damage == "changed":  # other numbers in a file that GDAL still opens
+        with rasterio.open(grid, "r+") as dataset:
+            dataset.write(dataset.read() + 3)
+    elif damage == "cut":
+        os.truncate(grid, len(intact) // 2)
+    else:
+        grid.unlink()
+    seen: list[bool] = []
+    run(
+        source,
+        tmp_path,
+        network,
+        lambda d, t: seen.append(grid.read_bytes() == intact and finished(tmp_path).items() >= chunks.items()),
+        resume=True,
+    )
+    assert seen and all(seen), "the grid is as it was, and finished chunks are kept"
+    assert contents(tmp_path) == whole
+
+
 def test_without_resume_a_run_begins_anew_and_with_nothing_to_resume_too(tmp_path: Path) -> None:
     source = write_raster(tmp_path / "dtm.tif", terrain(80, 90))
     card = threshold_card((300.0,))

@@ -7,6 +7,7 @@ origin. Overviews in the file are never used: nobody can tell how they were made
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import uuid
@@ -30,6 +31,8 @@ from uhrseg.geo.plan import coarse_geobox, shifted
 from uhrseg.geo.scene import Scene, block_pixels
 
 __all__ = ["Coarse", "block_means", "build_coarse", "cached_coarse", "coarse_bytes", "read_blocks"]
+
+_log = logging.getLogger(__name__)
 
 _IN_MEMORY = 64 << 20  # larger grids go to a file: memory must not grow with the scene
 _BLOCK_PIXELS = 1 << 20  # pixels read at once by the streaming pass
@@ -133,16 +136,38 @@ def cached_coarse(
 ) -> Coarse:
     """The coarse grid and the padding kept in `folder`, built there by `build_coarse`'s rules unless they are complete.
 
-    The files stay. Whoever calls answers for the scene being the same. Raises `RunError` when a read or write fails.
+    The files stay; a grid that is not what was written is built again. Whoever calls answers for the scene being the
+    same. Raises `RunError` when a read or write fails.
     """
     grid, note = folder / "coarse.tif", folder / "coarse.json"
-    if not note.is_file():
+    if not _is_kept(grid, note):
+        note.unlink(missing_ok=True)
         padding = _keep(derived, factor, grid, how, progress)
+        facts = {"padding": [float(p) for p in padding], "crc32": _crc32(grid) if factor else None}
         draft = note.with_suffix(".draft")
-        draft.write_text(json.dumps([float(p) for p in padding]), encoding="utf-8")
+        draft.write_text(json.dumps(facts), encoding="utf-8")
         os.replace(draft, note)
-    padding = np.array(json.loads(note.read_text(encoding="utf-8")), dtype=np.float32)
+    padding = np.array(json.loads(note.read_text(encoding="utf-8"))["padding"], dtype=np.float32)
     return Coarse(padding, str(grid) if factor else None, owned=False)
+
+
+def _is_kept(grid: Path, note: Path) -> bool:
+    """Whether the padding is there, and the grid, where there is one, as it was written."""
+    if not note.is_file():
+        return False
+    crc32 = json.loads(note.read_text(encoding="utf-8"))["crc32"]
+    whole = crc32 is None or (grid.is_file() and _crc32(grid) == crc32)
+    if not whole:
+        _log.warning("the coarse grid %s is damaged: it is built again", grid)
+    return whole
+
+
+def _crc32(path: Path) -> int:
+    crc32 = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            crc32 = zlib.crc32(part, crc32)
+    return crc32
 
 
 def _keep(
