@@ -4,6 +4,8 @@
     python benchmarks/memory.py --sizes 4096 --folder /scratch
     python benchmarks/memory.py --cheap --sizes 8192 16384 --source giga.vrt --plot docs/images/memory.png
 
+The table also says what `--dry-run` foresees, without the model's activations (`Prediction.forecast`).
+
 Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are
 written. Each size runs in a process of its own, so that one's peak cannot hide in another's.
 """
@@ -145,13 +147,17 @@ def measure(source: Path, folder: Path, is_cheap: bool) -> dict[str, Any]:
 
     with Watch() as curve:
         report = prediction.write(folder / "classes.tif", folder / "polygons.gpkg", overwrite=True, progress=note)
+    above, seconds = peak_rss_mb() - base, time.perf_counter() - started
+    foreseen = prediction.forecast()  # last: its probe of the model would count as part of the base or of the run
     return {
         "size": "{1} x {0}".format(*prediction.scene.geobox.shape),
         "curve": [(t, mb - base) for t, mb in curve],
         "base_mb": base,
         "predict_mb": peaks[0] - base,
-        "above_mb": peak_rss_mb() - base,
-        "seconds": time.perf_counter() - started,
+        "above_mb": above,
+        "foreseen_mb": foreseen.memory_mb,
+        "formula": foreseen.memory_formula,
+        "seconds": seconds,
         "windows": report.windows,
         "polygons": report.polygons or 0,
     }
@@ -175,7 +181,7 @@ def run(source: Path, folder: Path, is_cheap: bool) -> dict[str, Any]:
     result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(
         f"| {result['size']} | {result['base_mb']:.0f} | {result['predict_mb']:.0f} | {result['above_mb']:.0f} | "
-        f"{result['seconds']:.0f} | {result['windows']} | {result['polygons']} |",
+        f"{result['foreseen_mb']:.0f} | {result['seconds']:.0f} | {result['windows']} | {result['polygons']} |",
         flush=True,
     )
     return result
@@ -194,8 +200,10 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one, options.folder, options.cheap)))
         return
-    print("| raster px | base MB | above it, last window done | above it, all written | seconds | windows | polygons |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| raster px | base MB | above it, last window done | all written | --dry-run | seconds | windows | polygons |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     results = []
     for given in [*options.sizes, *options.source]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
