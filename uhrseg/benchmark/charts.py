@@ -19,6 +19,7 @@ __all__ = ["charts", "gains", "gallery"]
 SCORE = "mIoU"
 _NUMBERED = {"context": re.compile(r"context (\d+) px"), "relays": re.compile(r"(\d+) relays?\b")}
 _AXES = {"context": "side of the context window, px", "relays": "relay tokens"}
+_MARKERS = "osD^v<>P"
 _WITH_RELAYS = ("relays", "relay tokens", "4 relays")
 
 
@@ -77,13 +78,12 @@ def _against_memory(rows: Sequence[Row]) -> Figure | None:
     names = [name for name in _names(rows) if _values(rows, name, MEMORY)]
     if len(names) < 2:
         return None
-    figure, axes = _canvas(4.5)
-    for name in names:
+    figure, axes = _canvas(4.0)
+    for i, name in enumerate(names):
         memory, score = (statistics.fmean(_values(rows, name, key)) for key in (MEMORY, SCORE))
-        axes.plot(memory, score, "o", color="C0")
-        axes.annotate(name.rpartition(": ")[2], (memory, score), (5, 4), textcoords="offset points", fontsize=8)
+        axes.plot(memory, score, _MARKERS[i % len(_MARKERS)], markersize=8, label=name.rpartition(": ")[2])
     axes.set(xlabel=MEMORY, ylabel="mIoU, %", title="Accuracy against memory of a training step", xlim=(0, None))
-    axes.margins(x=0.25)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
