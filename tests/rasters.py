@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 from rasterio.transform import from_origin
 from torch import nn
 
 from uhrseg import models
 from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, WindowSpec, sha256_of
+from uhrseg.geo.mosaic import Tile, write_mosaic
+from uhrseg.geo.overviews import write_levels
+from uhrseg.geo.plan import shifted
+from uhrseg.geo.sink import PlanesSink, publish
+from uhrseg.geo.style import write_raster_style
+from uhrseg.legend import Legend
 
 UTM = "EPSG:32633"
 COLOURS = ("#d9d9d9", "#e41a1c", "#377eb8", "#ffcc00", "#4daf4a", "#984ea3", "#ff7f00", "#a65628")
@@ -33,6 +43,27 @@ def write_raster(path: Path, array: NDArray[Any], crs: str | None = UTM, transfo
         **profile,
     ) as out:  # fmt: skip
         out.write(array)
+    return path
+
+
+def write_class_map(
+    path: Path, classes: NDArray[np.uint8], geobox: GeoBox, legend: Legend, tags: dict[str, str] | None = None,
+    side: int = 512,
+) -> Path:  # fmt: skip
+    """Write class ids (Y, X) as a prediction does: tiles of `side` pixels, a mosaic of them, a COG and its style."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        tiles, checksums = [], {}
+        for row, col in itertools.product(range(0, classes.shape[0], side), range(0, classes.shape[1], side)):
+            part = classes[row : row + side, col : col + side]
+            tiles.append(Tile(Path(folder) / f"{row}-{col}.tif", row, col, part.shape))
+            with PlanesSink(tiles[-1].path, shifted(geobox, row, col, part.shape), ["labels"]) as sink:
+                sink.write(slice(0, part.shape[0]), slice(0, part.shape[1]), part[None])
+            checksums |= {(row, row + part.shape[0], col, col + part.shape[1]): zlib.crc32(part.tobytes())}
+        mosaic = Path(folder) / "map.vrt"
+        write_mosaic(mosaic, geobox, tiles, tags or {}, legend)
+        write_mosaic(mosaic, geobox, tiles, tags or {}, legend, write_levels(mosaic, geobox, Path(folder)))
+        publish(mosaic, path, checksums, "mode")
+    write_raster_style(path, legend)
     return path
 
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
+from tests.rasters import write_class_map
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.sink import ClassMapSink, PlanesSink, write_cog
+from uhrseg.geo.sink import PlanesSink, write_cog
 from uhrseg.geo.style import legend_from_tags
 from uhrseg.legend import Legend, LegendClass
 
@@ -64,13 +65,6 @@ def class_image(height: int, width: int) -> NDArray[np.uint8]:
     return image
 
 
-def write_in_parts(sink: ClassMapSink, image: NDArray[np.uint8], step: int) -> None:
-    for top in range(0, image.shape[0], step):
-        for left in range(0, image.shape[1], step):
-            part = image[top : top + step, left : left + step]
-            sink.write(slice(top, top + part.shape[0]), slice(left, left + part.shape[1]), part)
-
-
 def assert_same_crs(result: rasterio.DatasetReader, geobox: GeoBox) -> None:
     """The same EPSG code, and a corner of the raster lies at the same longitude and latitude."""
     if geobox.crs is None:
@@ -88,8 +82,7 @@ def assert_same_crs(result: rasterio.DatasetReader, geobox: GeoBox) -> None:
 @pytest.mark.parametrize("name", GRIDS)
 def test_class_map_keeps_pixels_grid_and_crs(tmp_path: Path, name: str) -> None:
     path, image, geobox = tmp_path / "map.tif", class_image(700, 600), grid(700, 600, name)
-    with ClassMapSink(path, geobox, LEGEND, {"MODEL": "test"}) as sink:
-        write_in_parts(sink, image, 300)
+    write_class_map(path, image, geobox, LEGEND, {"MODEL": "test"}, side=300)
     with rasterio.open(path) as result:
         np.testing.assert_array_equal(result.read(1), image)
         assert result.transform.almost_equals(geobox.transform)
@@ -102,8 +95,7 @@ def test_class_map_keeps_pixels_grid_and_crs(tmp_path: Path, name: str) -> None:
 
 def test_class_map_carries_colours_names_and_legend(tmp_path: Path) -> None:
     path = tmp_path / "map.tif"
-    with ClassMapSink(path, grid(600, 600), LEGEND) as sink:
-        sink.write(slice(0, 600), slice(0, 600), class_image(600, 600))
+    write_class_map(path, class_image(600, 600), grid(600, 600), LEGEND)
     with rasterio.open(path) as result:
         assert {i: result.colormap(1)[i][:3] for i in range(3)} == {c.id: c.rgb for c in LEGEND.classes}
         assert legend_from_tags(result.tags()) == LEGEND
@@ -118,101 +110,87 @@ def test_class_map_carries_colours_names_and_legend(tmp_path: Path) -> None:
 def test_class_overviews_hold_the_most_frequent_class(tmp_path: Path) -> None:
     image = np.zeros((1024, 1024), np.uint8)
     image[1::2, 1::2] = 2  # a quarter of every 2 x 2 block
-    with ClassMapSink(tmp_path / "map.tif", grid(1024, 1024), LEGEND) as sink:
-        sink.write(slice(0, 1024), slice(0, 1024), image)
+    write_class_map(tmp_path / "map.tif", image, grid(1024, 1024), LEGEND)
     with rasterio.open(tmp_path / "map.tif", overview_level=0) as overview:
         assert overview.shape == (512, 512)
         assert np.unique(overview.read(1)).tolist() == [0]
 
 
 def test_what_is_never_written_is_nodata(tmp_path: Path) -> None:
-    with ClassMapSink(tmp_path / "map.tif", grid(1500, 40), LEGEND) as sink:
-        sink.write(slice(700, 710), slice(3, 7), np.ones((10, 4), np.uint8))
-    with rasterio.open(tmp_path / "map.tif") as result:
+    with PlanesSink(tmp_path / "p.tif", grid(1500, 40), ["a"]) as sink:
+        sink.write(slice(700, 710), slice(3, 7), np.ones((1, 10, 4), np.uint8))
+    with rasterio.open(tmp_path / "p.tif") as result:
         image = result.read(1)
     assert (image[700:710, 3:7] == 1).all() and (image != 255).sum() == 40
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1)])
 def test_thin_rasters(tmp_path: Path, shape: tuple[int, int]) -> None:
-    with ClassMapSink(tmp_path / "map.tif", grid(*shape), LEGEND) as sink:
-        sink.write(slice(0, shape[0]), slice(0, shape[1]), np.ones(shape, np.uint8))
+    write_class_map(tmp_path / "map.tif", np.ones(shape, np.uint8), grid(*shape), LEGEND)
     with rasterio.open(tmp_path / "map.tif") as result:
         assert result.shape == shape and (result.read(1) == 1).all()
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
-@pytest.mark.parametrize("cog", [True, False])
-def test_planes_read_as_probabilities(tmp_path: Path, count: int, cog: bool) -> None:
+def test_planes_read_as_probabilities(tmp_path: Path, count: int) -> None:
     path, names = tmp_path / "p.tif", [f"class {i}" for i in range(count)]
     planes = np.random.default_rng(1).integers(0, 256, (count, 600, 700), dtype=np.uint8)
-    with PlanesSink(path, grid(600, 700), names, {"MODEL": "test"}, cog=cog) as sink:
+    with PlanesSink(path, grid(600, 700), names) as sink:
         sink.write(slice(0, 600), slice(0, 350), planes[:, :, :350])
         sink.write(slice(0, 600), slice(350, 700), planes[:, :, 350:])
+        assert not path.exists(), "a file takes its name when it is complete"
+    with pytest.raises(ValueError, match="no more pixels"):
+        sink.write(slice(0, 1), slice(0, 1), planes[:, :1, :1])
     with rasterio.open(path) as result:
         np.testing.assert_array_equal(result.read(), planes)
         assert result.scales == pytest.approx((1 / 254,) * count) and result.nodata == 255
-        assert list(result.descriptions) == names and result.tags()["MODEL"] == "test"
+        assert list(result.descriptions) == names
         assert {c.name for c in result.colorinterp} <= {"gray", "undefined"}
-        assert (result.tags(ns="IMAGE_STRUCTURE").get("LAYOUT") == "COG") is cog
     assert [p.name for p in tmp_path.iterdir()] == ["p.tif"]
-
-
-def test_partial_is_readable_between_flush_and_close(tmp_path: Path) -> None:
-    image = class_image(600, 500)
-    with ClassMapSink(tmp_path / "map.tif", grid(600, 500), LEGEND) as sink:
-        write_in_parts(sink, image, 256)
-        sink.flush()
-        with rasterio.open(sink.tiled_path) as partial:
-            np.testing.assert_array_equal(partial.read(1), image)
-        assert not (tmp_path / "map.tif").exists()
-        with pytest.raises(ValueError, match="no more pixels"):
-            sink.write(slice(0, 1), slice(0, 1), np.zeros((1, 1), np.uint8))
-    assert not sink.tiled_path.exists()
 
 
 def test_writes_from_many_threads(tmp_path: Path) -> None:
     image = class_image(2048, 1024)
-    with ClassMapSink(tmp_path / "map.tif", grid(2048, 1024), LEGEND) as sink:
+    with PlanesSink(tmp_path / "p.tif", grid(2048, 1024), ["a"]) as sink:
         bands = [slice(top, top + 128) for top in range(0, 2048, 128)]
-        threads = [threading.Thread(target=sink.write, args=(b, slice(0, 1024), image[b])) for b in bands]
+        threads = [threading.Thread(target=sink.write, args=(b, slice(0, 1024), image[None, b])) for b in bands]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    with rasterio.open(tmp_path / "map.tif") as result:
+    with rasterio.open(tmp_path / "p.tif") as result:
         np.testing.assert_array_equal(result.read(1), image)
 
 
 def test_a_region_written_again_replaces_the_first(tmp_path: Path) -> None:
-    with ClassMapSink(tmp_path / "map.tif", grid(20, 20), LEGEND) as sink:
-        sink.write(slice(0, 20), slice(0, 20), np.zeros((20, 20), np.uint8))
-        sink.write(slice(0, 20), slice(0, 20), np.ones((20, 20), np.uint8))
-    with rasterio.open(tmp_path / "map.tif") as result:
+    with PlanesSink(tmp_path / "p.tif", grid(20, 20), ["a"]) as sink:
+        sink.write(slice(0, 20), slice(0, 20), np.zeros((1, 20, 20), np.uint8))
+        sink.write(slice(0, 20), slice(0, 20), np.ones((1, 20, 20), np.uint8))
+    with rasterio.open(tmp_path / "p.tif") as result:
         assert (result.read(1) == 1).all()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
-    (tmp_path / "map.tif").write_text("older")
-    with pytest.raises(error), ClassMapSink(tmp_path / "map.tif", grid(600, 600), LEGEND) as sink:
-        sink.write(slice(0, 10), slice(0, 10), np.zeros((10, 10), np.uint8))
+    (tmp_path / "p.tif").write_text("older")
+    with pytest.raises(error), PlanesSink(tmp_path / "p.tif", grid(600, 600), ["a"]) as sink:
+        sink.write(slice(0, 10), slice(0, 10), np.zeros((1, 10, 10), np.uint8))
         raise error
-    assert [p.name for p in tmp_path.iterdir()] == ["map.tif"]
-    assert (tmp_path / "map.tif").read_text() == "older"
+    assert [p.name for p in tmp_path.iterdir()] == ["p.tif"]
+    assert (tmp_path / "p.tif").read_text() == "older"
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        ClassMapSink(tmp_path / "nowhere" / "map.tif", grid(2, 2), LEGEND)
+        PlanesSink(tmp_path / "nowhere" / "p.tif", grid(2, 2), ["a"])
 
 
 def test_wrong_shape_and_type_are_our_mistakes(tmp_path: Path) -> None:
-    with ClassMapSink(tmp_path / "map.tif", grid(9, 9), LEGEND) as sink:
+    with PlanesSink(tmp_path / "p.tif", grid(9, 9), ["a"]) as sink:
         with pytest.raises(ValueError, match="given for"):
-            sink.write(slice(0, 3), slice(0, 3), np.zeros((3, 4), np.uint8))
+            sink.write(slice(0, 3), slice(0, 3), np.zeros((1, 3, 4), np.uint8))
         with pytest.raises(ValueError, match="given for"):
-            sink.write(slice(0, 3), slice(0, 3), np.zeros((3, 3), np.int64))
+            sink.write(slice(0, 3), slice(0, 3), np.zeros((1, 3, 3), np.int64))
 
 
 def test_write_cog_of_a_broken_file(tmp_path: Path) -> None:
@@ -229,7 +207,7 @@ FULL_DISK = textwrap.dedent("""
     from odc.geo.geobox import GeoBox
     from affine import Affine
     from uhrseg.errors import RunError
-    from uhrseg.geo.sink import PlanesSink
+    from uhrseg.geo.sink import PlanesSink, publish
     folder, geobox = Path(sys.argv[1]), GeoBox((1024, 1024), Affine(1, 0, 5e5, 0, -1, 5e6), "EPSG:32633")
     planes = np.random.default_rng(0).integers(0, 255, (1, 1024, 1024), dtype=np.uint8)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -240,9 +218,11 @@ FULL_DISK = textwrap.dedent("""
                 for top in range(0, 1024, 100):
                     rows = slice(top, min(top + 100, 1024))
                     sink.write(rows, slice(0, 1024), planes[:, rows])
+            publish(folder / "p.tif", folder / "map.tif", sink.checksums, "average")
             result = "written"
         except RunError as error:
             result = "refused" if "make room" in str(error) else str(error)
+        (folder / "p.tif").unlink(missing_ok=True)
         print(limit, result, *sorted(p.name for p in folder.iterdir()))
 """)
 
@@ -254,4 +234,4 @@ def test_a_full_disk_is_an_error_at_every_point(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL_DISK, str(tmp_path), *map(str, limits), "2000000"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert run.stdout.splitlines() == [f"{limit} refused" for limit in limits] + ["2000000 written p.tif"]
+    assert run.stdout.splitlines() == [f"{limit} refused" for limit in limits] + ["2000000 written map.tif"]

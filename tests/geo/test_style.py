@@ -12,7 +12,6 @@ import pytest
 import shapely
 
 from uhrseg.geo.style import (
-    category_names,
     legend_from_tags,
     legend_tags,
     polygon_qml,
@@ -52,11 +51,6 @@ def test_raster_style_lists_the_legend_only(tmp_path: Path) -> None:
         (str(c.id), c.color, c.name) for c in LEGEND.classes
     ]
     assert raster_qml(LEGEND) == qml.read_text(encoding="utf-8")
-
-
-def test_category_names_keep_every_character() -> None:
-    names = ElementTree.fromstring(category_names(LEGEND.names)).findall("PAMRasterBand/CategoryNames/Category")
-    assert [n.text for n in names] == LEGEND.names
 
 
 @pytest.mark.parametrize("legend", [LEGEND, Legend((LegendClass(0, "a", "#000000"),), None, 7)])

@@ -12,8 +12,8 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from tests.rasters import write_class_map
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.sink import ClassMapSink
 from uhrseg.geo.vector import polygonise, write_polygons
 from uhrseg.legend import Legend, LegendClass
 from uhrseg.report.quicklook import hillshade, quicklook, scale_bar_length
@@ -42,10 +42,7 @@ def write_raster(
 
 
 def write_map(path: Path, classes: NDArray[np.uint8], transform: Affine = NORTH_UP) -> Path:
-    geobox = GeoBox(classes.shape, transform, "EPSG:32633")
-    with ClassMapSink(path, geobox, LEGEND) as sink:
-        sink.write(slice(0, classes.shape[0]), slice(0, classes.shape[1]), classes)
-    return path
+    return write_class_map(path, classes, GeoBox(classes.shape, transform, "EPSG:32633"), LEGEND)
 
 
 def picture(png: Path, shape: tuple[int, int], max_side: int) -> NDArray[np.float32]:

@@ -113,7 +113,7 @@ class Partials:
         try:
             for plane, bands in self.planes:
                 path = drafts / f"{plane}-{name}.tif"
-                sinks[plane] = PlanesSink(path, box, [f"{plane}{i}" for i in range(bands)], cog=False)
+                sinks[plane] = PlanesSink(path, box, [f"{plane}{i}" for i in range(bands)])
             for strip in strips:
                 rows = slice(strip.rows.start - chunk.rows.start, strip.rows.stop - chunk.rows.start)
                 counts[rows] = class_counts(strip.labels, self.classes)

@@ -43,7 +43,7 @@ def write_levels(source: Path, geobox: GeoBox, folder: Path) -> list[Path]:
 
 def _halve(source: Path, path: Path, geobox: GeoBox) -> None:
     try:
-        with rasterio.open(source) as dataset, PlanesSink(path, geobox, ["level"], cog=False) as sink:
+        with rasterio.open(source) as dataset, PlanesSink(path, geobox, ["level"]) as sink:
             for rows, cols in _parts(*geobox.shape):
                 window = Window(2 * cols.start, 2 * rows.start, 2 * _length(cols), 2 * _length(rows))
                 below = dataset.read(1, window=window.intersection(Window(0, 0, dataset.width, dataset.height)))

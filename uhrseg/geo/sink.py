@@ -1,9 +1,9 @@
-"""Raster outputs: pixels go into a tiled partial beside the final name, which becomes a COG when complete.
+"""Rasters of bytes: pixels go into a tiled partial that takes its name when complete; `publish` makes COGs of such.
 
 The partial is an uncompressed tiled GeoTIFF (rewriting part of a compressed tile leaves the old one in the file),
 sparse where nothing was written. GDAL reports some failed writes to nobody: a block that does not fit on the disk
 when a dataset closes is dropped, and a truncated COG can be "created" without an error. So every `write` leaves a
-checksum, and both files are read back against them before the output takes its name.
+checksum, and partial and COG are read back against them before they take their names.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.style import category_names, legend_tags, write_raster_style
-from uhrseg.legend import NODATA, Legend
+from uhrseg.legend import NODATA
 
-__all__ = ["PROBABILITY_SCALE", "ClassMapSink", "PlanesSink", "Region", "publish", "reads_back", "write_cog"]
+__all__ = ["PROBABILITY_SCALE", "PlanesSink", "Region", "publish", "reads_back", "write_cog"]
 
 PROBABILITY_SCALE = 1 / 254
 """A plane's value times this is a probability (255 is nodata)."""
@@ -45,45 +44,48 @@ Region = tuple[int, int, int, int]  # row start, row stop, column start, column 
 _GDAL_ERRORS = (OSError, RasterioError, CPLE_BaseError)
 
 
-class _TiledSink:
-    """What both sinks share: the partial, the lock, the checksums, and the way to the final name."""
+class PlanesSink:
+    """Bytes on `geobox` in a tiled GeoTIFF: one uint8 band per name, scale 1/254, nodata 255 (so is what nobody wrote).
 
-    def __init__(self, path: str | Path, geobox: GeoBox, count: int, tags: dict[str, str]) -> None:
+    A context manager: leaving it normally closes, an exception aborts. Regions given to `write` are disjoint, or equal
+    to one given before (which they replace). Raises `InputError` for a missing folder, `RunError` when the disk does
+    not take it.
+    """
+
+    def __init__(self, path: str | Path, geobox: GeoBox, names: Sequence[str]) -> None:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise InputError(f"cannot write {self.path}: the folder {self.path.parent} does not exist, create it first")
         self.geobox = geobox
-        self.count = count
-        self.tiled_path = self.path.with_name(f".{self.path.name}.partial.tif")
+        self.names = tuple(names)
+        self._draft = self.path.with_name(f".{self.path.name}.partial.tif")
         self._lock = threading.Lock()
         self._checksums: dict[Region, int] = {}
         with _run_errors(self.path):
-            self._partial = _create(self.tiled_path, geobox, count)
+            self._partial = _create(self._draft, geobox, len(self.names))
         try:
             with _run_errors(self.path):
-                self._partial.update_tags(**tags)
-                self._describe()
+                self._partial.scales = (PROBABILITY_SCALE,) * len(self.names)
+                self._partial.offsets = (0.0,) * len(self.names)
+                self._partial.descriptions = self.names
         except RunError:
             self.abort()
             raise
 
-    def _describe(self) -> None:
-        """What the partial says about its bands."""
-        raise NotImplementedError
-
-    def _write(self, rows: slice, cols: slice, planes: NDArray[np.uint8]) -> None:
+    def write(self, rows: slice, cols: slice, planes: NDArray[np.uint8]) -> None:
+        """Write planes (C, Y, X) to a region in pixels of the geobox; any thread may call it."""
         region = (rows.start, rows.stop, cols.start, cols.stop)
         height, width = rows.stop - rows.start, cols.stop - cols.start
-        if planes.dtype != np.uint8 or planes.shape != (self.count, height, width):
+        if planes.dtype != np.uint8 or planes.shape != (len(self.names), height, width):
             raise ValueError(
-                f"{planes.dtype} {planes.shape} given for uint8 ({self.count}, {height}, {width}) at {region}"
+                f"{planes.dtype} {planes.shape} given for uint8 ({len(self.names)}, {height}, {width}) at {region}"
             )
         checksum = 0
         for plane in planes:
             checksum = zlib.crc32(np.ascontiguousarray(plane).data, checksum)
         with self._lock, _run_errors(self.path):
             if self._partial.closed:
-                raise ValueError(f"{self.path} takes no more pixels after flush()")
+                raise ValueError(f"{self.path} takes no more pixels after close()")
             self._partial.write(planes, window=Window(cols.start, rows.start, width, height))
             self._checksums[region] = checksum
 
@@ -92,32 +94,22 @@ class _TiledSink:
         """CRC-32 of every region written."""
         return dict(self._checksums)
 
-    def flush(self) -> None:
-        """No more writes: the partial at `tiled_path` is complete and can be read until `close`.
-
-        Raises `RunError` when the partial does not hold what was written (a full disk). May be called twice.
-        """
-        with self._lock:
-            if not self._partial.closed:
-                self._partial.close()
-                _verify(self.tiled_path, self._checksums, self.path)
-
     def abort(self) -> None:
         """Leave nothing behind but what was there before."""
         with self._lock:
             self._partial.close()
-        _remove(self.tiled_path)
-
-    def _finish(self, resampling: Literal["mode", "average"]) -> None:
-        try:
-            self.flush()
-            publish(self.tiled_path, self.path, self._checksums, resampling)
-        finally:
-            self.abort()
+        _remove(self._draft)
 
     def close(self) -> None:
-        """Turn the partial into the output; `RunError`, and nothing left behind, when that fails."""
-        raise NotImplementedError
+        """Give the file its final name; `RunError`, and nothing left behind, when it does not hold what was written."""
+        try:
+            with self._lock:
+                self._partial.close()
+            _verify(self._draft, self._checksums, self.path)
+            with _run_errors(self.path):
+                _rename(self._draft, self.path)
+        finally:
+            self.abort()
 
     def __enter__(self) -> Self:
         return self
@@ -128,72 +120,6 @@ class _TiledSink:
         if kind is None:
             self.close()
         else:
-            self.abort()
-
-
-class ClassMapSink(_TiledSink):
-    """A class map on `geobox`: uint8 COG with nodata 255, colour table, category names and mode overviews.
-
-    Category names go where GDAL keeps them for a GeoTIFF, into ``NAME.tif.aux.xml``; the file itself also carries
-    the legend as JSON in its tag ``LEGEND``, and ``NAME.qml`` lists only the legend's classes in QGIS.
-    `tags` are dataset tags (provenance). A context manager: leaving it normally closes, an exception aborts.
-    Regions given to `write` are disjoint, or equal to one given before (which they replace).
-    Raises `InputError` for a missing folder, `RunError` when the disk does not take it.
-    """
-
-    def __init__(self, path: str | Path, geobox: GeoBox, legend: Legend, tags: dict[str, str] | None = None) -> None:
-        self.legend = legend
-        super().__init__(path, geobox, 1, tags or {})
-
-    def _describe(self) -> None:
-        self._partial.update_tags(**legend_tags(self.legend))
-        self._partial.write_colormap(1, {c.id: (*c.rgb, 255) for c in self.legend.classes})
-        _sidecar(self.tiled_path).write_text(category_names(self.legend.names), encoding="utf-8")
-
-    def write(self, rows: slice, cols: slice, labels: NDArray[np.uint8]) -> None:
-        """Write class ids (Y, X) to a region in pixels of the geobox; any thread may call it."""
-        self._write(rows, cols, labels[np.newaxis])
-
-    def close(self) -> None:
-        """Turn the partial into a COG under the final name, with its style beside it."""
-        self._finish("mode")
-        with _run_errors(self.path):
-            write_raster_style(self.path, self.legend)
-
-
-class PlanesSink(_TiledSink):
-    """Probabilities on `geobox`: one uint8 band per name, scale 1/254, nodata 255; same verbs as `ClassMapSink`.
-
-    ``cog=False`` gives the plain tiled GeoTIFF its final name instead (a temporary plane needs no overviews).
-    """
-
-    def __init__(
-        self, path: str | Path, geobox: GeoBox, names: Sequence[str], tags: dict[str, str] | None = None,
-        cog: bool = True,
-    ) -> None:  # fmt: skip
-        self.cog = cog
-        self.names = tuple(names)
-        super().__init__(path, geobox, len(names), tags or {})
-
-    def _describe(self) -> None:
-        self._partial.scales = (PROBABILITY_SCALE,) * self.count
-        self._partial.offsets = (0.0,) * self.count
-        self._partial.descriptions = self.names
-
-    def write(self, rows: slice, cols: slice, planes: NDArray[np.uint8]) -> None:
-        """Write planes (C, Y, X) to a region in pixels of the geobox; any thread may call it."""
-        self._write(rows, cols, planes)
-
-    def close(self) -> None:
-        """Give the planes their final name, as a COG unless ``cog=False``."""
-        if self.cog:
-            self._finish("average")
-            return
-        try:
-            self.flush()
-            with _run_errors(self.path):
-                _rename(self.tiled_path, self.path)
-        finally:
             self.abort()
 
 

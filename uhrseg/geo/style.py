@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,6 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from uhrseg.legend import Legend, LegendClass
 
 __all__ = [
-    "category_names",
     "legend_from_tags",
     "legend_tags",
     "polygon_qml",
@@ -53,15 +52,6 @@ def legend_from_tags(tags: Mapping[str, str]) -> Legend | None:
         return None
     data = json.loads(tags[_TAG])
     return Legend(tuple(LegendClass(**c) for c in data["classes"]), data["background"], data["ignore"])
-
-
-def category_names(names: Sequence[str]) -> str:
-    """GDAL's sidecar (``.aux.xml``, https://gdal.org/en/stable/drivers/raster/pam.html) naming a band's values."""
-    root = Element("PAMDataset")
-    categories = SubElement(SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
-    for name in names:
-        SubElement(categories, "Category").text = name
-    return tostring(root, encoding="unicode") + "\n"
 
 
 def raster_qml(legend: Legend) -> str:
