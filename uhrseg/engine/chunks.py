@@ -29,7 +29,7 @@ __all__ = ["RUN", "Job", "Strip", "cache_bytes", "run_chunk"]
 RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
-_LARGEST_CACHE = 192 << 20
+_LARGEST_CACHE = 96 << 20  # with more, four bands of floats take a run beyond 500 MB
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -82,10 +82,11 @@ class _Run:
 
 
 def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int) -> int:
-    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 192 MB.
+    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 96 MB.
 
     It holds the blocks under one row of windows, of the scene and of the coarse grid. The next row of windows overlaps
-    it, and so finds them decoded: within a chunk each block is decoded once.
+    it, and so finds them decoded: within a chunk each block is decoded once. Where that takes more than 96 MB, some are
+    decoded again.
     """
     height, width = plan.size + 2 * derived.halo[0], width + 2 * (plan.size + derived.halo[1])
     needed = scene.decoded_bytes(height, width) + _OTHER_BLOCKS
