@@ -36,8 +36,11 @@ class LinearHead(nn.ConvTranspose2d):
         x, side = maps[-1], self.stride[0]
         # As a matrix product: torch's transposed convolution took about a quarter of SwinV2-S's forward in bf16 on CPU.
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        # One product per sample: a single one over all chooses its steps by their number, and rounds otherwise.
-        y = tokens @ self.weight.flatten(1).expand(x.shape[0], -1, -1)  # (B, HW, classes * side * side)
+        weight = self.weight.flatten(1).to(tokens.dtype)  # cast once; autocast would do it for each product
+        # (B, HW, classes * side * side), one product per sample: one over all chooses its steps by their number, and
+        # rounds otherwise.
+        apart = not self.training and x.device.type == "cpu" and not torch.compiler.is_exporting()
+        y = torch.stack([sample @ weight for sample in tokens]) if apart else tokens @ weight
         if self.bias is not None:
             y = y + self.bias.repeat_interleave(side * side)
         y = y.unflatten(1, x.shape[2:])
