@@ -72,7 +72,7 @@ def bytes_read() -> int:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_raster_is_decoded_twice_and_no_more(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for the coarse grid and once for the windows, with a cache that holds a part of the raster."""
-    monkeypatch.setattr(chunks, "DEFAULT_CACHE", 0)  # or all of so small a raster would fit
+    monkeypatch.setattr(chunks, "_SMALLEST_CACHE", 0)  # or all of so small a raster would fit
     monkeypatch.setattr(chunks, "_OTHER_BLOCKS", 0)  # no results are written here
     card = threshold_card((100.0,), bands=4, size=256)
     pixels = np.random.default_rng(0).integers(1, 200, (4, 1536, 1536)).astype(np.float32)

@@ -29,7 +29,7 @@ __all__ = ["RUN", "Job", "Strip", "cache_bytes", "run_chunk"]
 RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
-_LARGEST_CACHE = 96 << 20  # with more, four bands of floats take a run beyond 500 MB
+_SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -82,17 +82,17 @@ class _Run:
 
 
 def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int) -> int:
-    """Bytes of GDAL's cache for chunks `width` pixels wide, 64 to 96 MB.
+    """Bytes of GDAL's cache for chunks `width` pixels wide, 32 to 64 MB.
 
     It holds the blocks under one row of windows, of the scene and of the coarse grid. The next row of windows overlaps
-    it, and so finds them decoded: within a chunk each block is decoded once. Where that takes more than 96 MB, some are
+    it, and so finds them decoded: within a chunk each block is decoded once. Where that takes more than 64 MB, some are
     decoded again.
     """
     height, width = plan.size + 2 * derived.halo[0], width + 2 * (plan.size + derived.halo[1])
     needed = scene.decoded_bytes(height, width) + _OTHER_BLOCKS
     if plan.factor is not None:
         needed += coarse_bytes(derived, plan.factor, plan.size, width // plan.factor + plan.size)
-    return min(max(needed, DEFAULT_CACHE), _LARGEST_CACHE)
+    return min(max(needed, _SMALLEST_CACHE), DEFAULT_CACHE)
 
 
 class _Reader:
