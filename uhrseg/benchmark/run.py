@@ -14,7 +14,7 @@ from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.paired import comparisons
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.simulated import simulated
-from uhrseg.benchmark.tables import suite_notes, suite_table
+from uhrseg.benchmark.tables import suite_notes, suite_origins, suite_table
 from uhrseg.benchmark.throughput import throughput
 from uhrseg.benchmark.trials import DATASETS
 from uhrseg.errors import InputError
@@ -113,5 +113,6 @@ def write_report(results: Results) -> Path:
         rows = [row for row in results.rows if row.suite == suite]
         notes = [*comparisons(rows), *suite_notes(rows)]
         pictures = gallery(rows, results.folder)
-        sections.append(Section(TITLES.get(suite, suite), notes, suite_table(rows), charts(rows), pictures))
+        title, origins = TITLES.get(suite, suite), suite_origins(rows)
+        sections.append(Section(title, notes, suite_table(rows), charts(rows), pictures, origins))
     return write_page(results.folder / "index.html", "uhrseg benchmark", sections)

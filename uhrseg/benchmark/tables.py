@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from uhrseg.benchmark.rows import Row
 from uhrseg.report.page import Table
 
-__all__ = ["suite_notes", "suite_table"]
+__all__ = ["suite_notes", "suite_origins", "suite_table"]
 
 
 def suite_table(rows: Sequence[Row]) -> Table:
-    """One line per name, one column per metric (with the paper's number where there is one) and the seeds."""
+    """One line per name, one column per metric (with the paper's number where there is one) and the seeds, if any."""
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
     known = {metric for row in rows for metric in row.paper}
-    header = ["", *(column for m in metrics for column in ((m, "paper", "diff") if m in known else (m,))), "seeds"]
+    header = ["", *(column for m in metrics for column in ((m, "paper", "diff") if m in known else (m,)))]
+    seeded = any(row.seed is not None for row in rows)
     lines = []
     for name in dict.fromkeys(row.name for row in rows):
         same = [row for row in rows if row.name == name]
         cells = [cell for metric in metrics for cell in _cells(same, metric, metric in known)]
-        lines.append([name, *cells, _seeds(same)])
-    return Table(header, lines)
+        lines.append([name, *cells, *([_seeds(same)] if seeded else [])])
+    return Table([*header, *(["seeds"] if seeded else [])], lines)
 
 
 def _cells(rows: Sequence[Row], metric: str, with_paper: bool) -> list[str]:
@@ -50,9 +51,15 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 
 def suite_notes(rows: Sequence[Row]) -> list[str]:
-    """Rules, notes and origins of a suite, each once."""
+    """Rules and notes of a suite, each once."""
     texts = [f"mIoU: {row.rule}" for row in rows if row.rule]
     texts += [f"{row.name}: {row.note}" for row in rows if row.note]
+    return list(dict.fromkeys(texts))
+
+
+def suite_origins(rows: Sequence[Row]) -> list[str]:
+    """What the numbers rest on, each once."""
+    texts = []
     for row in rows:
         p = row.provenance
         parts = [f"uhrseg {p.version}, torch {p.torch}", p.hardware, p.precision or ""]

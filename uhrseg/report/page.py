@@ -28,6 +28,10 @@ figure.wide { max-width: 100%; } figcaption { font-size: .85rem; }
 """.strip()
 
 
+_WIDE = 600
+"""Pixels beyond which a picture takes the page's width."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells as text; the first column names the line."""
@@ -38,13 +42,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, a table, charts, and captioned PNGs side by side."""
+    """A heading, sentences, a table, charts, captioned PNGs side by side, and where the numbers come from."""
 
     title: str
     notes: Sequence[str] = ()
     table: Table | None = None
     figures: Sequence[Figure] = field(default_factory=tuple)
     pictures: Sequence[tuple[str, Path]] = ()
+    origins: Sequence[str] = ()
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
@@ -69,6 +74,9 @@ def _section(section: Section) -> str:
     if section.pictures:
         parts.append(f'<div class="gallery">{"".join(_picture(*picture) for picture in section.pictures)}</div>')
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in section.notes]
+    if section.origins:
+        lines = "".join(f'<p class="note">{html.escape(origin)}</p>' for origin in section.origins)
+        parts.append(f"<details><summary>Where the numbers come from</summary>{lines}</details>")
     return "\n".join(parts)
 
 
@@ -86,8 +94,10 @@ def _image(figure: Figure, name: str) -> str:
 
 
 def _picture(caption: str, path: Path) -> str:
-    image = _embedded(path.read_bytes(), caption)
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    png = path.read_bytes()
+    image = _embedded(png, caption)
+    kind = "wide" if int.from_bytes(png[16:20], "big") > _WIDE else "small"  # the width stands there in every PNG
+    return f'<figure class="{kind}">{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
 def _embedded(png: bytes, name: str) -> str:
