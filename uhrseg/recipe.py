@@ -206,6 +206,9 @@ class TrainTable(_Table):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to train.")
     workers: int = Field(1, ge=0, description="Processes that make samples; 0: the training process itself.")
+    in_memory: bool = Field(
+        False, description="Whether data of more than 64 megapixels are held in memory too: faster samples."
+    )
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: not clipped.")
     activation_checkpointing: bool = Field(
         False, description="Whether blocks are computed again in the backward pass: less memory, a third slower."

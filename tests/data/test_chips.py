@@ -16,7 +16,7 @@ from uhrseg.data.chips import Chips
 from uhrseg.data.datasets import find_rasters
 from uhrseg.data.sampling import StepSampler
 from uhrseg.data.scenes import TrainingScene, load_scenes
-from uhrseg.errors import RunError
+from uhrseg.errors import InputError, RunError
 from uhrseg.legend import Legend, LegendClass
 from uhrseg.recipe import TrainTable
 
@@ -111,10 +111,18 @@ def test_more_scenes_than_a_process_may_hold_open(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(chips_module, "_OPEN_SCENES", 2)
     (tmp_path / "scratch").mkdir()
     disk = chips(load_scenes(rasters, recipe.data, 4, folder=tmp_path / "scratch"))
+    asked = chips(load_scenes(rasters, recipe.data, 4, folder=tmp_path / "scratch", in_memory=True))
+    assert all(torch.equal(a, b) for a, b in zip(memory[0, 0].values(), asked[0, 0].values(), strict=True))
     before = open_files(tmp_path)
     for key in ((0, k) for k in range(40)):
         assert all(torch.equal(a, b) for a, b in zip(memory[key].values(), disk[key].values(), strict=True))
     assert before == 0 and 0 < open_files(tmp_path) <= 2 * 2
+
+
+def test_data_that_memory_cannot_hold_are_refused() -> None:
+    scenes_module._check_memory(1e6)
+    with pytest.raises(InputError, match="set train.in_memory = false"):
+        scenes_module._check_memory(1e18)
 
 
 def open_files(folder: Path) -> int:

@@ -6,6 +6,7 @@ Small data sets are kept in memory, large ones are read when asked for; nothing 
 from __future__ import annotations
 
 import math
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from rasterio.windows import Window
 from uhrseg.data.datasets import LabelledRaster
 from uhrseg.data.windows import Filled, Known, Tile, Valid, Windows, in_memory
 from uhrseg.errors import InputError
+from uhrseg.geo.ahead import in_order
 from uhrseg.geo.bands import Derived
 from uhrseg.geo.coarse import build_coarse, read_blocks
 from uhrseg.geo.labels import read_area, read_labels
@@ -42,7 +44,9 @@ __all__ = [
 ]
 
 MEMORY_PIXELS = 64_000_000
-"""Data sets up to this many pixels are held in memory."""
+"""Data sets up to this many pixels are held in memory, larger ones when asked for (`train.in_memory`)."""
+
+_LOADERS = 8  # scenes that are loaded into memory at once
 
 ContextKind = Literal["average", "decimate"]
 
@@ -96,22 +100,48 @@ def load_scenes(
     factor: int | None,
     context: ContextKind = "average",
     folder: Path | None = None,
+    in_memory: bool = False,
 ) -> list[TrainingScene]:
     """Open `rasters` and their labels; small data sets go to memory, coarse grids and labels of large ones to `folder`.
 
-    `factor` and `context` as in the recipe's window table (None: no context). Raises `InputError` for rasters that do
-    not fit the recipe (bands, GSD) or labels that do not fit the legend.
+    `factor` and `context` as in the recipe's window table (None: no context). `in_memory`: large ones go to memory too.
+    Raises `InputError` for rasters that do not fit the recipe (bands, GSD), labels that do not fit the legend, and data
+    that do not fit the memory.
     """
     scenes = [open_stack(source.rasters) for source in rasters]
     for scene in scenes:
         check_gsd(scene, data.gsd_m)
-    small = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes) <= MEMORY_PIXELS
-    load = _load_in_memory if small else _load_on_disk
+    pixels = sum(s.geobox.shape[0] * s.geobox.shape[1] for s in scenes)
+    if in_memory:
+        _check_memory(pixels * _bytes_per_pixel(len(data.band), factor))
+    small = in_memory or pixels <= MEMORY_PIXELS
+
+    def load(pair: tuple[LabelledRaster, Scene]) -> TrainingScene:
+        source, derived = pair[0], Derived(pair[1], data.band)
+        return (_load_in_memory if small else _load_on_disk)(source, derived, data, factor, context, folder)
+
     with gdal_settings([path for scene in scenes for path in scene.paths]):
-        return [
-            load(source, Derived(scene, data.band), data, factor, context, folder)
-            for source, scene in zip(rasters, scenes, strict=True)
-        ]
+        return list(in_order(load, zip(rasters, scenes, strict=True), min(_LOADERS, os.cpu_count() or 1)))
+
+
+def _bytes_per_pixel(bands: int, factor: int | None) -> float:
+    """What `_load_in_memory` holds: bands and their coarse grid in float32, labels and validity."""
+    return 4 * bands * (1 + (1 / factor**2 if factor else 0)) + 2
+
+
+def _check_memory(needed: float) -> None:
+    """Refuse what the memory that Linux says is available cannot hold; elsewhere nobody knows."""
+    facts = Path("/proc/meminfo")
+    if not facts.exists():
+        return
+    lines = facts.read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    if needed * processes > available:
+        raise InputError(
+            f"the data take {needed / 1e9:.1f} GB in each of {processes} process(es), but {available / 1e9:.1f} GB of "
+            "memory are free: set train.in_memory = false"
+        )
 
 
 def _load_in_memory(

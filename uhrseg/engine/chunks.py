@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
 from uhrseg.engine.memory import return_free_memory
+from uhrseg.geo.ahead import in_order
 from uhrseg.geo.area import Area
 from uhrseg.geo.bands import Derived, centred, fill
 from uhrseg.geo.coarse import Coarse, coarse_bytes
@@ -45,6 +45,7 @@ class Job:
     confidence: bool
     probabilities: bool
     area: Area
+    readers: int = 1  # threads that read ahead for one chunk
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,21 @@ class _Run:
     cols: range
     windows: list[_Window]
     valid: NDArray[np.bool_]
+    seconds: float  # spent reading
 
 
-def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int) -> int:
-    """Bytes of GDAL's cache for chunks `width` pixels wide, 32 to 64 MB.
+def cache_bytes(scene: Scene, derived: Derived, plan: TilePlan, width: int, most: int = DEFAULT_CACHE) -> int:
+    """Bytes of GDAL's cache for chunks `width` pixels wide, from 32 MB to `most` (64 MB).
 
     It holds the blocks under one row of windows, of the scene and of the coarse grid. The next row of windows overlaps
-    it, and so finds them decoded: within a chunk each block is decoded once. Where that takes more than 64 MB, some are
-    decoded again.
+    it, and so finds them decoded: within a chunk each block is decoded once. Where that takes more than `most`, some
+    are decoded again.
     """
     height, width = plan.size + 2 * derived.halo[0], width + 2 * (plan.size + derived.halo[1])
     needed = scene.decoded_bytes(height, width) + _OTHER_BLOCKS
     if plan.factor is not None:
         needed += coarse_bytes(derived, plan.factor, plan.size, width // plan.factor + plan.size)
-    return min(max(needed, _SMALLEST_CACHE), DEFAULT_CACHE)
+    return min(max(needed, _SMALLEST_CACHE), most)
 
 
 class _Reader:
@@ -112,15 +114,11 @@ class _Reader:
         plan = self.job.plan
         cols = plan.touching(self.chunk.cols, plan.cols)
         runs = [(row, cols[i : i + RUN]) for row in self.rows for i in range(0, len(cols), RUN)]
-        with ThreadPoolExecutor(1, thread_name_prefix="uhrseg-read") as thread:
-            ahead = thread.submit(self._read, *runs[0])
-            for following in [*runs[1:], None]:
-                run = ahead.result()
-                if following is not None:
-                    ahead = thread.submit(self._read, *following)
-                self._remember(run)
-                self.skipped += len(run.cols) - len(run.windows)
-                yield from run.windows
+        for run in in_order(self._read, runs, self.job.readers):
+            self._remember(run)
+            self.seconds += run.seconds
+            self.skipped += len(run.cols) - len(run.windows)
+            yield from run.windows
 
     def valid(self, row: int, rows: slice) -> NDArray[np.bool_]:
         """Validity of the chunk's pixels in `rows`, which lie under window row `row`; asked once per row."""
@@ -135,14 +133,14 @@ class _Reader:
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
-    def _read(self, row: int, cols: range) -> _Run:
-        started = time.perf_counter()
+    def _read(self, place: tuple[int, range]) -> _Run:
+        started, (row, cols) = time.perf_counter(), place
         job, plan, size = self.job, self.job.plan, self.job.plan.size
         across = plan.start(cols[-1]) - plan.start(cols[0])
         shape = (size, across + size)
         asked = job.area.mask(plan.start(row), plan.start(cols[0]), shape)
         if not asked.any():
-            return _Run(row, cols, [], asked)
+            return _Run(row, cols, [], asked, 0.0)
         local, valid = job.derived.read_native(shifted(plan.geobox, plan.start(row), plan.start(cols[0]), shape))
         context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
         if plan.factor is not None and valid.any():
@@ -151,9 +149,8 @@ class _Reader:
             values, seen = job.coarse.read(cells)
             context = fill(values, seen, job.coarse.padding), seen
         asked &= valid
-        run = _Run(row, cols, list(self._cut(row, cols, local, context, valid, asked)), asked)
-        self.seconds += time.perf_counter() - started
-        return run
+        windows = list(self._cut(row, cols, local, context, valid, asked))
+        return _Run(row, cols, windows, asked, time.perf_counter() - started)
 
     def _cut(
         self, row: int, cols: range, local: NDArray[Any],
@@ -235,12 +232,7 @@ def _run(reader: _Reader, runner: Runner, stop: Event, tick: Callable[[int], Non
 
 def _run_batch(batch: list[_Window], runner: Runner) -> Iterator[tuple[_Window, Tensor]]:
     contexts = [w.context for w in batch if w.context is not None]
-    return zip(batch, runner(_stacked([w.local for w in batch]), _stacked(contexts) if contexts else None), strict=True)
-
-
-def _stacked(windows: list[NDArray[Any]]) -> NDArray[Any]:
-    """Windows (C, S, S) as one batch (B, C, S, S); a single one is not copied."""
-    return windows[0][np.newaxis] if len(windows) == 1 else np.stack(windows)
+    return zip(batch, runner([w.local for w in batch], contexts or None), strict=True)
 
 
 class _Planes:

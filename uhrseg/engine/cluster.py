@@ -25,7 +25,7 @@ from torch import nn
 
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, run_chunk
-from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
+from uhrseg.engine.device import Runner, default_batch_size, default_readers, resolve_device, resolve_precision
 from uhrseg.engine.fit import load_model
 from uhrseg.engine.journal import Partials
 from uhrseg.errors import InputError, RunError
@@ -162,7 +162,7 @@ class _Worker(WorkerPlugin):
         """Run one chunk and keep it."""
         with self._loading:
             self._runner = runner = self._runner or self._load()
-        job = replace(self.setup_.job, batch_size=runner.batch_size)
+        job = replace(self.setup_.job, batch_size=runner.batch_size, readers=default_readers(runner.device))
         windows, read_s, before = 0, 0.0, runner.seconds
 
         def count(more: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from uhrseg.card import ModelCard
+from uhrseg.engine.graph import Forward, Recorded
 from uhrseg.errors import InputError, RunError
 
-__all__ = ["Precision", "Runner", "default_batch_size", "resolve_device", "resolve_precision"]
+__all__ = ["Precision", "Runner", "default_batch_size", "default_readers", "resolve_device", "resolve_precision"]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,7 +60,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 def default_batch_size(device: torch.device) -> int:
     """Windows per call of a model: enough to fill the device."""
-    return 4 if device.type == "cpu" else 16
+    return {"cpu": 4, "cuda": 32}.get(device.type, 16)
+
+
+def default_readers(device: torch.device) -> int:
+    """Threads that read ahead of the model for one chunk: up to 6 for a GPU, one beside a model on the CPU."""
+    return 1 if device.type == "cpu" else max(1, min(6, (os.cpu_count() or 1) - 2))
 
 
 def _cpu_has_bf16() -> bool:
@@ -92,7 +99,8 @@ class Runner:
         if self._layout is not None:
             self.model.to(memory_format=self._layout)
         # Every call has one shape, so one graph is compiled, at the first call.
-        self._forward = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self._model = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self._forward: Forward = Recorded(self._logits) if device.type == "cuda" else self._logits
 
     @property
     def seconds(self) -> float:
@@ -104,41 +112,49 @@ class Runner:
         """Set the count, to start over."""
         self._clock.seconds = value
 
-    def __call__(self, local: NDArray[Any], context: NDArray[np.float32] | None) -> Tensor:
-        """Local logits (B, classes, S, S) float32 of padded, unscaled windows (B, C, S, S).
+    def __call__(self, local: Sequence[NDArray[Any]], context: Sequence[NDArray[np.float32]] | None) -> Tensor:
+        """Local logits (B, classes, S, S) float32 of at most `batch_size` padded, unscaled windows (C, S, S).
 
         Bytes and 16-bit integers are scaled on the device. The caller owns the result and looks for values that are
         not finite: to look here would wait for the device.
         """
-        with self._lock, torch.inference_mode(), self.autocast(), self._clock:
-            output = self._forward(self._scaled(local), None if context is None else self._scaled(context), False)
-            return output.logits[: len(local)].float().contiguous()
+        with self._lock, torch.inference_mode(), self._clock:
+            logits = self._forward(self._scaled(local), None if context is None else self._scaled(context))
+            logits = logits[: len(local)]
+            return logits.clone() if self.device.type == "cuda" else logits  # a recorded call writes over its last
+
+    def _logits(self, local: Tensor, context: Tensor | None) -> Tensor:
+        with self.autocast():
+            return self._model(local, context, False).logits.float().contiguous()
 
     def check(self, total: Tensor) -> None:
         """Raise `RunError` when `total`, a sum over logits, is not finite; this waits for the device."""
         if not torch.isfinite(total):
             raise RunError(f"the model gave values that are not finite in {self.precision}: try --precision fp32")
 
-    def _scaled(self, windows: NDArray[Any]) -> Tensor:
-        missing = self.batch_size - len(windows)
-        if missing > 0:
-            windows = np.concatenate([windows, np.repeat(windows[-1:], missing, axis=0)])
-        raw = self._moved(torch.from_numpy(windows))
+    def _scaled(self, windows: Sequence[NDArray[Any]]) -> Tensor:
+        raw = self._on_device([*windows, *[windows[-1]] * (self.batch_size - len(windows))])
         # Not in place on what the reader still shares between windows; in place on what is ours.
         scaled = raw - self._mean if raw.dtype == torch.float32 else raw.to(torch.float32).sub_(self._mean)
         scaled.mul_(self._scale)
         return scaled if self._layout is None else scaled.contiguous(memory_format=self._layout)
 
-    def _moved(self, windows: Tensor) -> Tensor:
+    def _on_device(self, windows: Sequence[NDArray[Any]]) -> Tensor:
+        """Windows (C, S, S) as one batch (B, C, S, S); copied once on their way, on a CPU a single one not at all."""
         if self.device.type != "cuda":
-            return windows.to(self.device)
-        pinned = torch.empty(windows.shape, dtype=windows.dtype, pin_memory=True).copy_(windows)
+            batch = windows[0][np.newaxis] if len(windows) == 1 else np.stack(windows)
+            return torch.from_numpy(batch).to(self.device)
+        kind = torch.from_numpy(np.empty(0, np.result_type(*windows))).dtype
+        pinned = torch.empty((len(windows), *windows[0].shape), dtype=kind, pin_memory=True)
+        np.stack(windows, out=pinned.numpy())
         return pinned.to(self.device, non_blocking=True)  # the allocator keeps it until the copy is done
 
     def autocast(self) -> Any:
         """The context in which the model runs in this precision."""
         dtype = _DTYPES[self.precision]
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+        # A recording must not read weights that were cast outside it.
+        cached = self.device.type != "cuda"
+        return torch.autocast(self.device.type, dtype, cache_enabled=cached) if dtype else nullcontext()
 
 
 class _Clock:

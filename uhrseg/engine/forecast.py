@@ -18,7 +18,7 @@ __all__ = ["Forecast", "forecast"]
 
 _PROBE_SECONDS = 2.0
 _MB = 1e6
-_RUNS_HELD = 3  # one at work, one read ahead, one whose last windows wait for a batch to fill
+_RUNS_HELD = 2  # one at work, one whose last windows wait for a batch to fill; and those that are read ahead
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,14 @@ def forecast(
     batch_size: int,
     cache_bytes: int,
     planes: int = 2,
+    readers: int = 1,
 ) -> Forecast:
     """Count windows and bytes, and time the model for about two seconds on windows of zeros.
 
-    `cache_bytes`: what GDAL's cache may take; `planes`: uint8 planes kept of each chunk.
+    `cache_bytes`: what GDAL's cache may take; `planes`: uint8 planes kept of each chunk; `readers`: threads that read
+    ahead for one chunk.
     """
-    memory, formula = _memory(plan, chunks, card, workers, batch_size, cache_bytes)
+    memory, formula = _memory(plan, chunks, card, workers, batch_size, cache_bytes, _RUNS_HELD + readers)
     pixels = sum(math.prod(chunk.shape) for chunk in chunks)
     return Forecast(
         pixels=pixels,
@@ -99,18 +101,18 @@ def forecast(
 
 
 def _memory(
-    plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int, cache: int
+    plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int, cache: int, runs: int
 ) -> tuple[float, str]:
     """Bytes held by the chunks in flight: runs of windows read ahead, a batch, the blended overlap, finished rows."""
     width = max(c.shape[1] for c in chunks) + 2 * plan.size
     bands, classes = len(card.input.band), len(card.legend)
     scales = 1 if plan.factor is None else 2
-    read = _RUNS_HELD * scales * bands * plan.size * (RUN * plan.stride + plan.overlap) * 4
+    read = runs * scales * bands * plan.size * (RUN * plan.stride + plan.overlap) * 4
     stacked = batch * plan.size**2 * (scales * bands + classes) * 4
     blend = (classes * plan.overlap * 4 + 2 * (2 + classes) * plan.size) * width
     total = workers * (read + stacked + blend) / _MB + cache / _MB
     formula = (
-        f"{workers} x ({read / _MB:.0f} MB read ahead ({_RUNS_HELD} x {RUN} windows of {bands} bands) + "
+        f"{workers} x ({read / _MB:.0f} MB read ahead ({runs} x {RUN} windows of {bands} bands) + "
         f"{stacked / _MB:.0f} MB in a batch of {batch} + {blend / _MB:.0f} MB of rows {width} px wide "
         f"({classes} classes)) + {cache / _MB:.0f} MB of GDAL cache, and the model's activations"
     )
@@ -124,8 +126,7 @@ def _disk(plan: TilePlan, pixels: int, planes: int, card: ModelCard) -> float:
 
 
 def _seconds_per_window(plan: TilePlan, runner: Runner, card: ModelCard, batch_size: int) -> float:
-    shape = (batch_size, len(card.input.band), plan.size, plan.size)
-    windows = np.zeros(shape, dtype=np.float32)
+    windows = [np.zeros((len(card.input.band), plan.size, plan.size), dtype=np.float32)] * batch_size
     context = None if plan.factor is None else windows
     runner(windows, context)  # the first call also allocates and picks kernels
     started, calls = time.perf_counter(), 0

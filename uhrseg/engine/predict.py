@@ -25,7 +25,7 @@ from torch import nn
 from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Job, Strip, cache_bytes, run_chunk
 from uhrseg.engine.cluster import Setup, Work, absolute, check_scheduler, connect, pack, run_on_cluster
-from uhrseg.engine.device import Runner, default_batch_size, resolve_device, resolve_precision
+from uhrseg.engine.device import Runner, default_batch_size, default_readers, resolve_device, resolve_precision
 from uhrseg.engine.fit import check_fit, check_windows, find_model, load_model, plan_for
 from uhrseg.engine.forecast import Forecast, forecast
 from uhrseg.engine.outputs import Outputs, Report
@@ -35,13 +35,15 @@ from uhrseg.geo.coarse import Coarse, build_coarse, cached_coarse
 from uhrseg.geo.plan import Chunk, TilePlan
 from uhrseg.geo.plan import taper as make_ramp
 from uhrseg.geo.resampled import at_resolution
-from uhrseg.geo.scene import Scene, gdal_settings
+from uhrseg.geo.scene import DEFAULT_CACHE, Scene, gdal_settings
 from uhrseg.legend import NODATA
 
 __all__ = ["DEFAULT_CHUNK", "Prediction", "load_model", "predict", "predict_labels"]
 
 DEFAULT_CHUNK = 8192
 """Side of a chunk in pixels. Windows on chunk borders run twice, so chunks are large; memory follows their width."""
+
+_GPU_CACHE = 512 << 20  # a machine with a GPU has it, and every block read twice is time the GPU waits
 
 CLUSTER_CHUNK = 4096
 """The same for dask workers: more chunks than workers, and little to repeat when one is lost."""
@@ -96,16 +98,27 @@ class Prediction:
             if self._kept_coarse is None:
                 window, folder = self.card.window, Path(tempfile.gettempdir())
                 with self._gdal():
-                    self._kept_coarse = build_coarse(self._derived, window.context_factor, folder, window.context)
+                    self._kept_coarse = build_coarse(
+                        self._derived, window.context_factor, folder, window.context, threads=self._readers
+                    )
         return self._job(self._kept_coarse, False, False)
 
     def _job(self, coarse: Coarse, confidence: bool, probabilities: bool) -> Job:
-        return Job(self._derived, coarse, self.plan, self._ramp, self.batch_size, confidence, probabilities, self.area)
+        return Job(
+            self._derived, coarse, self.plan, self._ramp, self.batch_size, confidence, probabilities, self.area,
+            self._readers,
+        )  # fmt: skip
+
+    @property
+    def _readers(self) -> int:
+        """Threads that read ahead: a GPU takes windows faster than one thread reads them."""
+        return default_readers(self.runner.device)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of GDAL's cache for one chunk at work."""
-        return cache_bytes(self.scene, self._derived, self.plan, self.chunk)
+        most = DEFAULT_CACHE if self.runner.device.type == "cpu" else _GPU_CACHE
+        return cache_bytes(self.scene, self._derived, self.plan, self.chunk, most)
 
     def _gdal(self) -> AbstractContextManager[None]:
         return gdal_settings(self.scene.paths, self.cache_bytes * self.workers)
@@ -151,7 +164,7 @@ class Prediction:
         """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
         return forecast(
             self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size,
-            self.cache_bytes * self.workers, 1 + polygons + probabilities * len(self.card.legend),
+            self.cache_bytes * self.workers, 1 + polygons + probabilities * len(self.card.legend), self._readers,
         )  # fmt: skip
 
     def write(
@@ -184,7 +197,9 @@ class Prediction:
         self.runner.seconds = 0.0
         with self._gdal(), outputs:
             todo, window = outputs.begin(self.options), self.card.window
-            with cached_coarse(self._derived, window.context_factor, outputs.folder, window.context) as coarse:
+            with cached_coarse(
+                self._derived, window.context_factor, outputs.folder, window.context, self._readers
+            ) as coarse:
                 job = self._job(coarse, outputs.needs_confidence, outputs.needs_probabilities)
                 where = str(self.runner.device), self.runner.precision
                 if self.cluster is None:

@@ -228,8 +228,8 @@ def measure(
 
 def _warm(bench: _Bench) -> None:
     """The first call of a model allocates and picks kernels; the first read of a file comes from the disk."""
-    shape = (bench.prediction.batch_size, len(bench.card.input.band), bench.size, bench.size)
-    windows = np.zeros(shape, dtype=np.float32)
+    shape = (len(bench.card.input.band), bench.size, bench.size)
+    windows = [np.zeros(shape, dtype=np.float32)] * bench.prediction.batch_size
     bench.runner(windows, None if bench.card.window.context_factor is None else windows)
     for path in bench.prediction.scene.paths:
         if os.path.isfile(path):

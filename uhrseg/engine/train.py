@@ -56,6 +56,7 @@ _SPEED = ("samples_per_s", "data_wait")
 _KEPT = "The last checkpoint is kept"
 _FREE_TO_CHANGE = (
     "batch_size", "accumulate", "workers", "device", "compile", "activation_checkpointing", "checkpoint_every", "keep",
+    "in_memory",
 )  # fmt: skip
 """Keys of the train table that may differ when a run goes on: they change how it is done, not what."""
 
@@ -79,7 +80,9 @@ def train(
     fabric.barrier()  # nobody writes there while others still look
     with tempfile.TemporaryDirectory(prefix="uhrseg-train-") as scratch:
         rasters, val = split_rasters(recipe.data)
-        scenes = load_scenes(rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch))
+        scenes = load_scenes(
+            rasters, recipe.data, recipe.context_factor, recipe.window.context, Path(scratch), recipe.train.in_memory
+        )
         mean, std = band_statistics(scenes)
         chips = Chips(
             scenes, recipe.train, size=recipe.window.size, factor=recipe.context_factor, legend=recipe.data.legend,
@@ -230,7 +233,9 @@ def _new_state(recipe: Recipe, fabric: Fabric) -> State:
     ).to(fabric.device)  # fmt: skip
     if settings.activation_checkpointing:
         checkpoint_activations(module)
-    optimizer = AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    # One kernel for all weights; the scaler of fp16 cannot clip gradients for it.
+    fused = fabric.device.type == "cuda" and resolve_precision(settings.precision, fabric.device) != "fp16"
+    optimizer = AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
     samples = settings.batch_size * settings.accumulate * fabric.world_size
     return State(module, optimizer, schedule.plateau(optimizer), samples)
 

@@ -13,7 +13,7 @@ import os
 import uuid
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from uhrseg.errors import RunError
+from uhrseg.geo.ahead import in_order
 from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import coarse_geobox, shifted
 from uhrseg.geo.scene import Scene, block_pixels
@@ -102,14 +103,15 @@ def build_coarse(
     factor: int | None,
     folder: Path | None = None,
     how: Literal["average", "decimate"] = "average",
-    progress: Callable[[int, int], None] | None = None,
     in_memory: bool = True,
+    threads: int = 1,
 ) -> Coarse:
     """Build the coarse grid and the padding by one streaming pass over the scene.
 
     Grids up to 64 MB stay in memory if `in_memory`, others go to a file in `folder` (None: always in memory). With
     `factor` None only the padding is computed, and nothing is read when all bands are relief. `how` = "decimate" takes
-    the first pixel of each block, for checkpoints that were trained so. Raises `RunError` when a read or write fails.
+    the first pixel of each block, for checkpoints that were trained so. `threads` read at once, each about 1 Mpx.
+    Raises `RunError` when a read or write fails.
     """
     if factor is None:
         everything = all(derived.is_zero_mean)
@@ -118,7 +120,7 @@ def build_coarse(
     path = _grid_path(grid, len(derived.bands), folder, in_memory)
     sums = _Sums(len(derived.bands))
     try:
-        _write_grid(path, grid, derived, factor, how, sums, progress)
+        _write_grid(path, grid, derived, factor, how, sums, threads)
     except BaseException as error:  # Ctrl-C too: nobody holds the unfinished file
         _delete(path)
         if isinstance(error, RasterioError):
@@ -132,7 +134,7 @@ def cached_coarse(
     factor: int | None,
     folder: Path,
     how: Literal["average", "decimate"] = "average",
-    progress: Callable[[int, int], None] | None = None,
+    threads: int = 1,
 ) -> Coarse:
     """The coarse grid and the padding kept in `folder`, built there by `build_coarse`'s rules unless they are complete.
 
@@ -142,7 +144,7 @@ def cached_coarse(
     grid, note = folder / "coarse.tif", folder / "coarse.json"
     if not _is_kept(grid, note):
         note.unlink(missing_ok=True)
-        padding = _keep(derived, factor, grid, how, progress)
+        padding = _keep(derived, factor, grid, how, threads)
         facts = {"padding": [float(p) for p in padding], "crc32": _crc32(grid) if factor else None}
         draft = note.with_suffix(".draft")
         draft.write_text(json.dumps(facts), encoding="utf-8")
@@ -175,13 +177,13 @@ def _keep(
     factor: int | None,
     grid: Path,
     how: Literal["average", "decimate"],
-    progress: Callable[[int, int], None] | None,
+    threads: int,
 ) -> NDArray[np.float32]:
     if factor is None:
         return build_coarse(derived, None).padding
     sums = _Sums(len(derived.bands))
     try:
-        _write_grid(str(grid), coarse_geobox(derived.geobox, factor), derived, factor, how, sums, progress)
+        _write_grid(str(grid), coarse_geobox(derived.geobox, factor), derived, factor, how, sums, threads)
     except RasterioError as error:
         raise RunError(f"the coarse grid {grid} cannot be written: {error}") from error
     return sums.padding(derived)
@@ -200,13 +202,22 @@ class _Sums:
         self.total = np.zeros(channels)
         self.count = 0
 
-    def add(self, array: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-        self.total += array.sum(axis=(1, 2), dtype=np.float64)  # invalid pixels are 0
-        self.count += int(valid.sum())
+    def add(self, part: _Part) -> None:
+        self.total += part[0]
+        self.count += part[1]
 
     def padding(self, derived: Derived) -> NDArray[np.float32]:
         mean = self.total / max(self.count, 1)
         return np.where(derived.is_zero_mean, 0, mean).astype(np.float32)
+
+
+_Part = tuple[NDArray[np.float64], int]
+_Cells = tuple[tuple[int, int], _Part, NDArray[np.float32]]
+
+
+def _sums_of(array: NDArray[np.float32], valid: NDArray[np.bool_]) -> _Part:
+    """Sum (C,) and number of the valid pixels of `array` (C, Y, X), whose other pixels are 0."""
+    return array.sum(axis=(1, 2), dtype=np.float64), int(valid.sum())
 
 
 def _scene_mean(derived: Derived) -> NDArray[np.float32]:
@@ -215,10 +226,10 @@ def _scene_mean(derived: Derived) -> NDArray[np.float32]:
     boxes = [box for _, box in read_blocks(derived, 1)]
     chosen = np.unique(np.linspace(0, len(boxes) - 1, _SAMPLED_BLOCKS).round().astype(int))
     for i in chosen:
-        sums.add(*derived.read(boxes[i] if len(boxes) <= _SAMPLED_BLOCKS else _middle(boxes[i])))
+        sums.add(_sums_of(*derived.read(boxes[i] if len(boxes) <= _SAMPLED_BLOCKS else _middle(boxes[i]))))
     if sums.count == 0:  # nothing but nodata there: read the rest
         for i in np.setdiff1d(np.arange(len(boxes)), chosen):
-            sums.add(*derived.read(boxes[i]))
+            sums.add(_sums_of(*derived.read(boxes[i])))
     return sums.padding(derived)
 
 
@@ -241,7 +252,7 @@ def _write_grid(
     factor: int,
     how: Literal["average", "decimate"],
     sums: _Sums,
-    progress: Callable[[int, int], None] | None,
+    threads: int,
 ) -> None:
     profile = {
         "driver": "GTiff", "dtype": "float32", "nodata": math.nan, "count": len(derived.bands),
@@ -249,17 +260,19 @@ def _write_grid(
         "crs": grid.crs.to_wkt() if grid.crs else None,
         "tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK, "interleave": "band", "bigtiff": "if_safer",
     }  # fmt: skip
-    blocks, written = list(read_blocks(derived, factor)), []
+    cells_of = block_means if how == "average" else _first_pixels
+
+    def read(place: tuple[tuple[int, int], GeoBox]) -> _Cells:
+        array, valid = derived.read(place[1])
+        return place[0], _sums_of(array, valid), cells_of(array, valid, factor)
+
+    written = []
     with rasterio.open(path, "w", **profile) as out:
-        for done, ((row, col), box) in enumerate(blocks, start=1):
-            array, valid = derived.read(box)
-            sums.add(array, valid)
-            cells = block_means(array, valid, factor) if how == "average" else _first_pixels(array, valid, factor)
+        for (row, col), sums_here, cells in in_order(read, read_blocks(derived, factor), threads):
+            sums.add(sums_here)
             window = Window(col // factor, row // factor, cells.shape[2], cells.shape[1])
             out.write(cells, window=window)
             written.append((window, zlib.crc32(np.ascontiguousarray(cells).data)))
-            if progress:
-                progress(done, len(blocks))
     with rasterio.open(path) as grid_file:  # GDAL tells nobody of a block that found no room when the file was closed
         if any(zlib.crc32(grid_file.read(window=window).data) != crc for window, crc in written):
             raise RunError(f"the coarse grid {path} does not read back as it was written: is the disk full?")
