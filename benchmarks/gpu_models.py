@@ -4,10 +4,10 @@
     python benchmarks/gpu_models.py --batch 32 --no-compile
 
 bf16 autocast, 256 px, 3 bands, 19 classes; a network with relays takes a window and its context as one. "recorded" is
-what `uhrseg predict` does (a CUDA graph), "compiled" what `--compile` does. Utilisation (MFU): 2 operations per
-multiply-add of the network's matrix products and convolutions, over the peak that a product of 8192 x 8192 matrices
-reached in the same run. The paper's "full images" are Cityscapes' 1024 x 2048 px: 32 windows. Training: forward, both
-losses, backward and AdamW.
+one CUDA graph, "compiled" a graph of what torch.compile made of it, as in `uhrseg predict --compile`. Utilisation
+(MFU): 2 operations per multiply-add of the network's matrix products and convolutions, over the peak that a product of
+8192 x 8192 matrices reached in the same run. The paper's "full images" are Cityscapes' 1024 x 2048 px: 32 windows.
+Training: forward, both losses, backward and AdamW.
 """
 
 from __future__ import annotations

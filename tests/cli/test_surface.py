@@ -36,7 +36,8 @@ SURFACE = {
     | {"--arch", "--classes", "--faithful", "--json", "--order", "--output", "--overwrite", "--set", "-o"},
     "evaluate": TALK | {"--json", "--label-column", "--legend", "--res"},
     "benchmark": TALK
-    | {"--data", "--models", "--output", "--quick", "--recipe", "--seeds", "--set", "--table", "--train", "-o"},
+    | {"--data", "--models", "--output", "--quick", "--recipe", "--seeds", "--set", "--size", "--table", "--train"}
+    | {"-o"},
     "inspect": TALK | READ | {"--json", "--labels", "--model", "--overwrite", "--png", "--polygons"},
 }
 HEAVY = ("dask", "geopandas", "matplotlib", "numpy", "pandas", "pydantic", "rasterio", "timm", "torch", "xarray")

@@ -16,6 +16,7 @@ import torch
 from affine import Affine
 from rasterio.transform import from_origin
 
+import uhrseg.engine.predict as predict_module
 from tests.engine.test_blend import full_buffer
 from tests.rasters import (
     RELIEF,
@@ -110,6 +111,15 @@ def test_a_network_gives_the_same_labels_whatever_the_chunk_and_workers(networks
     for chunk, workers in ((64, 1), (100, 2), (128, 2), (1000, 2)):
         again = predict_labels(source, module, card, precision=precision, batch_size=3, chunk=chunk, workers=workers)
         np.testing.assert_array_equal(again, whole)
+
+
+def test_threads_that_read_ahead_do_not_show(networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, module, card = networks
+    alone = predict_labels(source, module, card, precision="fp32")
+    monkeypatch.setattr(predict_module, "default_readers", lambda device: 4)
+    prediction = predict(source, (module, card), precision="fp32")
+    assert prediction._readers == 4
+    np.testing.assert_array_equal(prediction.labels.values, alone)
 
 
 def test_a_network_equals_a_naive_full_buffer(networks: Any) -> None:

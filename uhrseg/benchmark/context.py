@@ -8,7 +8,7 @@ same number of steps and crops. The cue ``mark-near`` shows that what decides ca
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,37 @@ from uhrseg.benchmark.score import score_model
 from uhrseg.data.simulate import CLASSES, CUES, write_dataset
 from uhrseg.recipe import Recipe
 
-__all__ = ["EXPERIMENTS", "FULL", "QUICK", "STRATEGIES", "Changes", "Size", "context", "context_recipe"]
-
-WINDOW, FACTOR = 64, 8
-
+__all__ = ["EXPERIMENTS", "SIZES", "STRATEGIES", "Changes", "Size", "context", "context_recipe", "context_scenes", "suite_name"]
 
 @dataclass(frozen=True)
 class Size:
-    """How much is made and trained: optimiser steps of `batch` crops, scenes of `sites` x `sites` sites."""
+    """How much is made and trained, and with what window pair and ViT."""
 
-    steps: int = 800
+    steps: int = 800  # optimiser steps of `batch` crops
     batch: int = 32
-    train: int = 8
+    train: int = 8  # scenes of `sites` x `sites` sites
     val: int = 2
     sites: int = 5
+    window: int = 64
+    factor: int = 8
+    patch: int = 8
+    width: int = 96
+    depth: int = 6
+    heads: int = 3
+    lr: float = 1e-3
+    workers: int = 0
 
 
-FULL, QUICK = Size(), Size(steps=2, batch=2, train=1, val=1, sites=2)
+SIZES: dict[str, Size] = {
+    "small": Size(),
+    "quick": Size(steps=2, batch=2, train=1, val=1, sites=2),
+    "long": Size(steps=1200, batch=128, train=24, val=4, workers=2),
+    "large": Size(
+        steps=2000, train=24, val=2, window=256, factor=4, patch=16, width=384, depth=12, heads=6, lr=5e-4, workers=2
+    ),
+}
+"""``small`` for a CPU; ``long``, the same network with six times the crops and three times the ground, and ``large``, the
+paper's ViT-S and windows, for a GPU; ``quick`` to see that everything works."""
 
 Changes = dict[str, dict[str, Any]]
 """What a line changes in the recipe, table by table."""
@@ -63,14 +77,8 @@ LOSSES: dict[str, Changes] = {
 }
 """The losses of the paper's Table 6."""
 
-ORACLE: dict[str, Changes] = {
-    "all of the context in full detail": {
-        "model": {"strategy": "single", "patch_size": 16},
-        "window": {"size": WINDOW * FACTOR},
-        "train": {"batch_size": 8},
-    }
-}
-"""What a window as wide as the context, of pixels that are not shrunk, can learn: 64 times the pixels a sample."""
+ORACLE: dict[str, Changes] = {"all of the context in full detail": {"model": {"strategy": "single"}}}
+"""What a window as wide as the context, of pixels that are not shrunk, can learn."""
 
 EXPERIMENTS: dict[str, tuple[str, dict[str, Changes]]] = {
     **{cue: (cue, STRATEGIES) for cue in CUES},
@@ -81,8 +89,8 @@ EXPERIMENTS: dict[str, tuple[str, dict[str, Changes]]] = {
 """What ``--table`` chooses from: a cue and the lines that are trained on it."""
 
 
-def context_recipe(cue: str, root: Path, changes: Changes, seed: int, size: Size = FULL) -> Recipe:
-    """The recipe of one line: a ViT of 0.7 M parameters with patches of 8 px, from scratch."""
+def context_recipe(cue: str, root: Path, changes: Changes, seed: int, size: Size = SIZES["small"]) -> Recipe:
+    """The recipe of one line: a ViT from scratch, of 0.7 M parameters (small, long) or 22 M (large)."""
     classes = [{"id": i, "name": name, "color": color} for i, (name, color) in enumerate(CLASSES)]
     relief = [{"name": f"relief_{r}m", "kind": "relief", "source": "dtm", "radius_m": float(r)} for r in (8, 40)]
     table: dict[str, Any] = {
@@ -92,13 +100,16 @@ def context_recipe(cue: str, root: Path, changes: Changes, seed: int, size: Size
             "root": str(root), "train": ["train/*_dtm.tif"], "val": ["val/*_dtm.tif"], "labels": "{name}_mask.tif",
             "gsd_m": 1.0, "background": 0, "band": relief, "class": classes,
         },
-        "model": {"trunk": "vit_s", "embed_dim": 96, "depth": 6, "heads": 3, "patch_size": 8},
-        "window": {"size": WINDOW, "context_factor": FACTOR, "overlap": 0.25},
+        "model": {
+            "trunk": "vit_s", "embed_dim": size.width, "depth": size.depth, "heads": size.heads,
+            "patch_size": size.patch,
+        },
+        "window": {"size": size.window, "context_factor": size.factor, "overlap": 0.25},
         "train": {
             "epochs": max(1, size.steps // 50), "steps_per_epoch": min(50, size.steps), "batch_size": size.batch,
-            "lr": 1e-3, "weight_decay": 0.01, "schedule": "cosine", "val_every": 0, "workers": 0, "clip_norm": 1.0,
-            "prior_bias": True, "flips": True, "scale_probability": 0.0, "rotate_probability": 0.0,
-            "balanced_centres": 0.9,
+            "lr": size.lr, "weight_decay": 0.01, "schedule": "cosine", "val_every": 0, "workers": size.workers,
+            "clip_norm": 1.0, "prior_bias": True, "flips": True, "scale_probability": 0.0, "rotate_probability": 0.0,
+            "balanced_centres": 0.9, "in_memory": size.workers > 0,
         },
         "loss": {"global_weight": 0.5, "dice_weight": 0.5, "class_weights": [0.1, 1.0, 1.0, 0.5]},
     }  # fmt: skip
@@ -111,30 +122,49 @@ def context(
     experiments: Sequence[str],
     seeds: Sequence[int],
     results: Results,
-    size: Size = FULL,
+    size: str = "small",
     lines: Sequence[str] | None = None,
 ) -> Iterator[Row]:
     """One row per experiment, line and seed that the results do not hold yet; runs and scenes are kept in the folder.
 
-    experiments: names in `EXPERIMENTS`. lines: of them, these only (None: all).
+    experiments: names in `EXPERIMENTS`; size: in `SIZES`. lines: of the experiments, these only (None: all).
     """
     for experiment in experiments:
-        cue, changes = EXPERIMENTS[experiment]
-        root = results.folder / "scenes" / cue
-        if not root.exists():
-            simulation, draft = CUES[cue](WINDOW, FACTOR), root.with_name(f".{cue}")
-            write_dataset(simulation, draft, seed=1, train=size.train, val=size.val, sites=size.sites).rename(root)
         for seed in seeds:
-            for line in changes if lines is None else lines:
-                if (f"context: {experiment}", line, seed) not in results:
-                    yield _row(experiment, root, line, seed, results.folder, size)
+            for line in EXPERIMENTS[experiment][1] if lines is None else lines:
+                if (suite_name(experiment, size), line, seed) not in results:
+                    yield context_row(experiment, line, seed, results.folder, size)
 
 
-def _row(experiment: str, root: Path, line: str, seed: int, folder: Path, size: Size) -> Row:
-    cue, changes = EXPERIMENTS[experiment]
-    recipe = context_recipe(cue, root, changes[line], seed, size)
-    run = folder / "runs" / f"{cue}-{line.replace(', ', '-').replace(' ', '-')}-{seed}"
-    model = train_run(recipe, run)
+def context_scenes(experiment: str, folder: Path, size: str) -> Path:
+    """The folder of an experiment's scenes, made unless they are there."""
+    cue, chosen = EXPERIMENTS[experiment][0], SIZES[size]
+    root = folder / "scenes" / (cue if size == "small" else f"{cue}-{size}")
+    if not root.exists():
+        simulation, draft = CUES[cue](chosen.window, chosen.factor), root.with_name(f".{root.name}")
+        write_dataset(simulation, draft, seed=1, train=chosen.train, val=chosen.val, sites=chosen.sites).rename(root)
+    return root
+
+
+def context_row(experiment: str, line: str, seed: int, folder: Path, size: str) -> Row:
+    """Train one line, or find it trained, and score it."""
+    cue = EXPERIMENTS[experiment][0]
+    recipe = _recipe_of(experiment, line, seed, folder, size)
+    name = f"{cue}-{line.replace(', ', '-').replace(' ', '-')}-{seed}"
+    model = train_run(recipe, folder / "runs" / (name if size == "small" else f"{size}-{name}"))
     return score_model(
-        model, recipe, "val", suite=f"context: {experiment}", name=line, seed=seed, pictures=folder / "pictures"
+        model, recipe, "val", suite=suite_name(experiment, size), name=line, seed=seed, pictures=folder / "pictures"
     )
+
+
+def suite_name(experiment: str, size: str) -> str:
+    """What the rows of an experiment are called."""
+    return f"context: {experiment}" if size in ("small", "quick") else f"context, {size}: {experiment}"
+
+
+def _recipe_of(experiment: str, line: str, seed: int, folder: Path, size: str) -> Recipe:
+    (cue, lines), chosen, root = EXPERIMENTS[experiment], SIZES[size], context_scenes(experiment, folder, size)
+    if experiment == "oracle":  # as many pixels as the context covers: wider windows, fewer at once
+        wide = chosen.window * chosen.factor
+        chosen = replace(chosen, window=wide, patch=2 * chosen.patch, batch=max(chosen.batch // 4, 1))
+    return context_recipe(cue, root, lines[line], seed, chosen)

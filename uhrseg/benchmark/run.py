@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uhrseg.benchmark.charts import charts, gallery
 from uhrseg.benchmark.complexity import complexity
-from uhrseg.benchmark.context import EXPERIMENTS, FULL, QUICK, context
+from uhrseg.benchmark.context import EXPERIMENTS, SIZES, context
 from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.paired import comparisons
 from uhrseg.benchmark.rows import Results, Row
@@ -47,6 +47,7 @@ class OnData:
     seeds: tuple[int, ...] = (42, 43, 44)
     tables: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    size: str = "small"  # of the context suite
 
     def rows(self, suite: str, results: Results, quick: bool) -> Iterator[Row]:
         """The rows of one data set. Raises `InputError` when there is nothing to do or the recipe is missing."""
@@ -94,8 +95,14 @@ def _rows(name: str, results: Results, quick: bool, on_data: OnData) -> Iterator
     if name in SUITES:
         return SUITES[name](quick)
     if name == "context":
-        return context(_experiments(on_data.tables), on_data.seeds, results, QUICK if quick else FULL)
+        return context(_experiments(on_data.tables), on_data.seeds, results, "quick" if quick else _size(on_data.size))
     return on_data.rows(name, results, quick)
+
+
+def _size(name: str) -> str:
+    if name not in SIZES:
+        raise InputError(f"--size {name!r} is not known: choose from {', '.join(SIZES)}")
+    return name
 
 
 def _experiments(wanted: Sequence[str]) -> list[str]:

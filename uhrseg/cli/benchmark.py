@@ -41,6 +41,9 @@ def benchmark_command(
         list[str] | None,
         typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a value of every recipe; repeatable."),
     ] = None,
+    size: Annotated[
+        str, typer.Option("--size", metavar="NAME", help="Of the context suite: small, or long and large for a GPU.")
+    ] = "small",
     quick: Annotated[
         bool, typer.Option("--quick", help="Small runs, to see that everything works; no numbers to quote.")
     ] = False,
@@ -61,7 +64,7 @@ def benchmark_command(
 
     on_data = OnData(
         root=data, recipe=recipe, models=tuple(models or ()), train=train, seeds=options.seed_numbers(seeds),
-        tables=tuple(tables or ()), overrides=tuple(changes or ()),
+        tables=tuple(tables or ()), overrides=tuple(changes or ()), size=size,
     )  # fmt: skip
     results = run_suites(
         suites or [], output, quick, on_data, lambda row: None if quiet else say(f"{row.suite}: {row.name}")

@@ -100,7 +100,8 @@ class Runner:
             self.model.to(memory_format=self._layout)
         # Every call has one shape, so one graph is compiled, at the first call.
         self._model = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self._forward: Forward = Recorded(self._logits) if device.type == "cuda" else self._logits
+        self._recorded = compiled and device.type == "cuda"
+        self._forward: Forward = Recorded(self._logits) if self._recorded else self._logits
 
     @property
     def seconds(self) -> float:
@@ -121,7 +122,7 @@ class Runner:
         with self._lock, torch.inference_mode(), self._clock:
             logits = self._forward(self._scaled(local), None if context is None else self._scaled(context))
             logits = logits[: len(local)]
-            return logits.clone() if self.device.type == "cuda" else logits  # a recorded call writes over its last
+            return logits.clone() if self._recorded else logits  # a recorded call writes over its last
 
     def _logits(self, local: Tensor, context: Tensor | None) -> Tensor:
         with self.autocast():
@@ -153,8 +154,7 @@ class Runner:
         """The context in which the model runs in this precision."""
         dtype = _DTYPES[self.precision]
         # A recording must not read weights that were cast outside it.
-        cached = self.device.type != "cuda"
-        return torch.autocast(self.device.type, dtype, cache_enabled=cached) if dtype else nullcontext()
+        return torch.autocast(self.device.type, dtype, cache_enabled=not self._recorded) if dtype else nullcontext()
 
 
 class _Clock:
