@@ -18,7 +18,11 @@ from uhrseg.benchmark.score import score_model
 from uhrseg.data.simulate import CLASSES, CUES, write_dataset
 from uhrseg.recipe import Recipe
 
-__all__ = ["EXPERIMENTS", "SIZES", "STRATEGIES", "Changes", "Size", "context", "context_recipe", "context_scenes", "suite_name"]
+__all__ = [
+    "EXPERIMENTS", "SIZES", "STRATEGIES", "Changes", "Size", "context", "context_recipe", "context_row",
+    "context_scenes", "suite_name",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Size:
@@ -47,8 +51,8 @@ SIZES: dict[str, Size] = {
         steps=2000, train=24, val=2, window=256, factor=4, patch=16, width=384, depth=12, heads=6, lr=5e-4, workers=2
     ),
 }
-"""``small`` for a CPU; ``long``, the same network with six times the crops and three times the ground, and ``large``, the
-paper's ViT-S and windows, for a GPU; ``quick`` to see that everything works."""
+"""``small`` for a CPU; for a GPU ``long``, the same network with six times the crops and three times the ground, and
+``large``, the paper's ViT-S and windows; ``quick`` to see that everything works."""
 
 Changes = dict[str, dict[str, Any]]
 """What a line changes in the recipe, table by table."""
