@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py -o evidence --size long --tables mark,control,relay-count,losses --seeds 1,2,3
     python benchmarks/evidence.py -o evidence --dubai FOLDER --recipe recipes/dubai_full.toml --seeds 42,43,44
+    python benchmarks/evidence.py -o evidence --size small --tables control --set train.epochs=32
     python benchmarks/evidence.py -o evidence ... --minutes 9        # starts no run that would end later
 
 Every run is one line of `uhrseg benchmark context` or `uhrseg benchmark dubai --train`, with its row in
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from uhrseg.benchmark import context, datasets, trials
+from uhrseg.benchmark.context import Suite
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.run import write_report
 from uhrseg.data import scenes as scenes_module
@@ -47,18 +49,15 @@ class Job:
     recipe: Recipe
 
 
-def context_jobs(
-    tables: Sequence[str], seeds: Sequence[int], lines: Sequence[str], folder: Path, size: str
-) -> list[Job]:
-    """Lines of the context suite, seed by seed."""
+def context_jobs(suites: Sequence[Suite], seeds: Sequence[int], lines: Sequence[str], folder: Path) -> list[Job]:
+    """Lines of the context suite, seed by seed; `lines` chooses among strategies."""
     jobs = []
     for seed in seeds:
-        for table in tables:
-            for line in context.EXPERIMENTS[table][1]:
-                if not lines or line in lines or table in ("relay-count", "losses", "oracle"):
-                    run = functools.partial(context.context_row, table, line, seed, size=size)
-                    recipe = context._recipe_of(table, line, seed, folder, size)
-                    jobs.append(Job((context.suite_name(table, size), line, seed), run, recipe))
+        for suite in suites:
+            for line in suite.lines:
+                if not lines or line in lines or suite.lines is not context.STRATEGIES:
+                    run = functools.partial(suite.row, line, seed)
+                    jobs.append(Job((suite.name, line, seed), run, suite.recipe(line, seed, folder)))
     return jobs
 
 
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--dubai", type=Path, help="folder of the scenes")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/dubai_full.toml"))
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--set", action="append", default=[], help="change the recipe of --dubai")
+    parser.add_argument("--set", action="append", default=[], help="change every recipe (with --dubai, of it)")
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=600.0)
     given = parser.parse_args()
@@ -172,12 +171,11 @@ def main() -> None:
     for name in ("rows", "logs", "scenes"):
         (given.output / name).mkdir(parents=True, exist_ok=True)
     results, seeds = Results(given.output), [int(s) for s in given.seeds.split(",")]
-    tables = [t for t in given.tables.split(",") if t]
-    cues = {context.EXPERIMENTS[t][0]: t for t in tables}
-    with ProcessPoolExecutor(len(cues) or 1, FORK) as pool:
-        list(pool.map(functools.partial(context.context_scenes, folder=given.output, size=given.size), cues.values()))
-    lines = [x for x in given.lines.split(";") if x]
-    jobs = context_jobs(tables, seeds, lines, given.output, given.size)
+    suites = [Suite(t, given.size, () if given.dubai else tuple(given.set)) for t in given.tables.split(",") if t]
+    by_cue = {context.EXPERIMENTS[suite.experiment][0]: suite for suite in suites}
+    with ProcessPoolExecutor(len(by_cue) or 1, FORK) as pool:
+        list(pool.map(functools.partial(Suite.scenes, folder=given.output), by_cue.values()))
+    jobs = context_jobs(suites, seeds, [x for x in given.lines.split(";") if x], given.output)
     if given.dubai:
         jobs += dubai_jobs(given.recipe, given.dubai, seeds, given.set)
     jobs = [job for job in jobs if job.key not in results]

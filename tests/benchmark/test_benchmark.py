@@ -14,7 +14,7 @@ import torch
 
 from tests.trees import TREES, small_recipe
 from uhrseg.benchmark import datasets
-from uhrseg.benchmark.context import STRATEGIES
+from uhrseg.benchmark.context import STRATEGIES, Suite
 from uhrseg.benchmark.provenance import fingerprint, provenance, recipe_hash
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.run import OnData, run_suites, write_report
@@ -95,6 +95,15 @@ def test_the_context_suite_trains_scores_and_goes_on(tmp_path: Path) -> None:
     assert again == []  # what is in the results is not run again
     with pytest.raises(InputError, match="no part of the context suite"):
         run_suites(["context"], tmp_path, on_data=OnData(tables=("marks",)))
+
+
+def test_what_makes_another_table_of_the_context_suite_is_in_its_name(tmp_path: Path) -> None:
+    names = {Suite("control").name, Suite("control", "long").name, Suite("control", "small", ("train.epochs=32",)).name}
+    assert names == {"context: control", "context, long: control", "context: control (train.epochs=32)"}
+    (tmp_path / "scenes" / "control").mkdir(parents=True)  # as if they had been made
+    assert Suite("control", overrides=("train.epochs=32",)).recipe("relays", 1, tmp_path).train.epochs == 32
+    with pytest.raises(InputError, match="choose from small"):
+        run_suites(["context"], tmp_path, on_data=OnData(tables=("mark",), size="huge"))
 
 
 def test_text_is_escaped(tmp_path: Path) -> None:

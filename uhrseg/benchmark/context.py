@@ -7,6 +7,7 @@ same number of steps and crops. The cue ``mark-near`` shows that what decides ca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from uhrseg.benchmark.datasets import train_run
 from uhrseg.benchmark.rows import Results, Row
 from uhrseg.benchmark.score import score_model
 from uhrseg.data.simulate import CLASSES, CUES, write_dataset
+from uhrseg.overrides import apply_override
 from uhrseg.recipe import Recipe
 
 __all__ = [
-    "EXPERIMENTS", "SIZES", "STRATEGIES", "Changes", "Size", "context", "context_recipe", "context_row",
-    "context_scenes", "suite_name",
+    "EXPERIMENTS", "SIZES", "STRATEGIES", "Changes", "Size", "Suite", "context", "context_recipe",
 ]  # fmt: skip
 
 
@@ -89,12 +90,19 @@ EXPERIMENTS: dict[str, tuple[str, dict[str, Changes]]] = {
     "relay-count": ("mark", RELAY_COUNTS),
     "losses": ("mark", LOSSES),
     "oracle": ("mark", ORACLE),
+    "oracle-dyke": ("dyke", ORACLE),
+    "oracle-moat": ("moat", ORACLE),
 }
 """What ``--table`` chooses from: a cue and the lines that are trained on it."""
 
 
-def context_recipe(cue: str, root: Path, changes: Changes, seed: int, size: Size = SIZES["small"]) -> Recipe:
-    """The recipe of one line: a ViT from scratch, of 0.7 M parameters (small, long) or 22 M (large)."""
+def context_recipe(
+    cue: str, root: Path, changes: Changes, seed: int, size: Size = SIZES["small"], overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of one line: a ViT from scratch, of 0.7 M parameters (small, long) or 22 M (large).
+
+    overrides: ``table.key=value``, for every line.
+    """
     classes = [{"id": i, "name": name, "color": color} for i, (name, color) in enumerate(CLASSES)]
     relief = [{"name": f"relief_{r}m", "kind": "relief", "source": "dtm", "radius_m": float(r)} for r in (8, 40)]
     table: dict[str, Any] = {
@@ -119,56 +127,67 @@ def context_recipe(cue: str, root: Path, changes: Changes, seed: int, size: Size
     }  # fmt: skip
     for name, values in changes.items():
         table[name] = {**table[name], **values}
+    for text in overrides:
+        apply_override(table, text)
     return Recipe.model_validate(table)
 
 
+@dataclass(frozen=True)
+class Suite:
+    """One table: an experiment (see `EXPERIMENTS`) at a size (see `SIZES`), with changes for every recipe."""
+
+    experiment: str
+    size: str = "small"
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its rows are called; whatever makes them another table is in it."""
+        size = "" if self.size == "small" else f", {self.size}"
+        changed = f" ({', '.join(self.overrides)})" if self.overrides else ""
+        return f"context{size}: {self.experiment}{changed}"
+
+    @property
+    def lines(self) -> dict[str, Changes]:
+        """Names and changes of the lines."""
+        return EXPERIMENTS[self.experiment][1]
+
+    def scenes(self, folder: Path) -> Path:
+        """The folder of its scenes, made unless they are there."""
+        cue, size = EXPERIMENTS[self.experiment][0], SIZES[self.size]
+        root = folder / "scenes" / (cue if self.size == "small" else f"{cue}-{self.size}")
+        if not root.exists():
+            simulation, draft = CUES[cue](size.window, size.factor), root.with_name(f".{root.name}")
+            write_dataset(simulation, draft, seed=1, train=size.train, val=size.val, sites=size.sites).rename(root)
+        return root
+
+    def recipe(self, line: str, seed: int, folder: Path) -> Recipe:
+        """The recipe of a line."""
+        cue, size = EXPERIMENTS[self.experiment][0], SIZES[self.size]
+        if self.lines is ORACLE:  # as many pixels as the context covers: wider windows, fewer at once
+            wide = size.window * size.factor
+            size = replace(size, window=wide, patch=2 * size.patch, batch=max(size.batch // 4, 1))
+        return context_recipe(cue, self.scenes(folder), self.lines[line], seed, size, self.overrides)
+
+    def row(self, line: str, seed: int, folder: Path) -> Row:
+        """Train a line, or find it trained, and score it."""
+        recipe = self.recipe(line, seed, folder)
+        words = f"{self.size} {EXPERIMENTS[self.experiment][0]} {line} {seed} {' '.join(self.overrides)}"
+        model = train_run(recipe, folder / "runs" / re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-"))
+        return score_model(
+            model, recipe, "val", suite=self.name, name=line, seed=seed, pictures=folder / "pictures"
+        )
+
+
 def context(
-    experiments: Sequence[str],
-    seeds: Sequence[int],
-    results: Results,
-    size: str = "small",
-    lines: Sequence[str] | None = None,
+    suites: Sequence[Suite], seeds: Sequence[int], results: Results, lines: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """One row per experiment, line and seed that the results do not hold yet; runs and scenes are kept in the folder.
+    """One row per suite, line and seed that the results do not hold yet; runs and scenes are kept in the folder.
 
-    experiments: names in `EXPERIMENTS`; size: in `SIZES`. lines: of the experiments, these only (None: all).
+    lines: of the suites, these only (None: all).
     """
-    for experiment in experiments:
+    for suite in suites:
         for seed in seeds:
-            for line in EXPERIMENTS[experiment][1] if lines is None else lines:
-                if (suite_name(experiment, size), line, seed) not in results:
-                    yield context_row(experiment, line, seed, results.folder, size)
-
-
-def context_scenes(experiment: str, folder: Path, size: str) -> Path:
-    """The folder of an experiment's scenes, made unless they are there."""
-    cue, chosen = EXPERIMENTS[experiment][0], SIZES[size]
-    root = folder / "scenes" / (cue if size == "small" else f"{cue}-{size}")
-    if not root.exists():
-        simulation, draft = CUES[cue](chosen.window, chosen.factor), root.with_name(f".{root.name}")
-        write_dataset(simulation, draft, seed=1, train=chosen.train, val=chosen.val, sites=chosen.sites).rename(root)
-    return root
-
-
-def context_row(experiment: str, line: str, seed: int, folder: Path, size: str) -> Row:
-    """Train one line, or find it trained, and score it."""
-    cue = EXPERIMENTS[experiment][0]
-    recipe = _recipe_of(experiment, line, seed, folder, size)
-    name = f"{cue}-{line.replace(', ', '-').replace(' ', '-')}-{seed}"
-    model = train_run(recipe, folder / "runs" / (name if size == "small" else f"{size}-{name}"))
-    return score_model(
-        model, recipe, "val", suite=suite_name(experiment, size), name=line, seed=seed, pictures=folder / "pictures"
-    )
-
-
-def suite_name(experiment: str, size: str) -> str:
-    """What the rows of an experiment are called."""
-    return f"context: {experiment}" if size in ("small", "quick") else f"context, {size}: {experiment}"
-
-
-def _recipe_of(experiment: str, line: str, seed: int, folder: Path, size: str) -> Recipe:
-    (cue, lines), chosen, root = EXPERIMENTS[experiment], SIZES[size], context_scenes(experiment, folder, size)
-    if experiment == "oracle":  # as many pixels as the context covers: wider windows, fewer at once
-        wide = chosen.window * chosen.factor
-        chosen = replace(chosen, window=wide, patch=2 * chosen.patch, batch=max(chosen.batch // 4, 1))
-    return context_recipe(cue, root, lines[line], seed, chosen)
+            for line in suite.lines if lines is None else lines:
+                if (suite.name, line, seed) not in results:
+                    yield suite.row(line, seed, results.folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uhrseg.benchmark.charts import charts, gallery
 from uhrseg.benchmark.complexity import complexity
-from uhrseg.benchmark.context import EXPERIMENTS, SIZES, context
+from uhrseg.benchmark.context import EXPERIMENTS, SIZES, Suite, context
 from uhrseg.benchmark.datasets import score_folders, train_trials
 from uhrseg.benchmark.paired import comparisons
 from uhrseg.benchmark.rows import Results, Row
@@ -95,7 +95,9 @@ def _rows(name: str, results: Results, quick: bool, on_data: OnData) -> Iterator
     if name in SUITES:
         return SUITES[name](quick)
     if name == "context":
-        return context(_experiments(on_data.tables), on_data.seeds, results, "quick" if quick else _size(on_data.size))
+        size = "quick" if quick else _size(on_data.size)
+        suites = [Suite(table, size, on_data.overrides) for table in _experiments(on_data.tables)]
+        return context(suites, on_data.seeds, results)
     return on_data.rows(name, results, quick)
 
 
