@@ -60,7 +60,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 def default_batch_size(device: torch.device) -> int:
     """Windows per call of a model: enough to fill the device."""
-    return {"cpu": 4, "cuda": 32}.get(device.type, 16)
+    return 4 if device.type == "cpu" else 16
 
 
 def default_readers(device: torch.device) -> int:
