@@ -231,10 +231,10 @@ class Outputs:
         return counts
 
     def _write_polygons(self, path: Path, labels: Path, confidence: Path) -> int:
-        records = polygonise(labels, confidence, self.legend, self.classes, min_area_m2=self.min_area_m2)
+        tables = polygonise(labels, confidence, self.legend, self.classes, min_area_m2=self.min_area_m2)
         if self.simplify_m is not None:
-            records = simplified(records, self.simplify_m, self.geobox.crs)
-        return write_polygons(records, path, self.geobox.crs, self.legend, overwrite=True)
+            tables = simplified(tables, self.simplify_m, self.geobox.crs)
+        return write_polygons(tables, path, self.geobox.crs, self.legend, overwrite=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -27,14 +27,21 @@ def pixel_areas(geobox: GeoBox) -> NDArray[np.float64] | None:
     if geobox.crs is None:
         return None
     column, rows = geobox.width // 2, np.arange(geobox.height)
-    pixels = to_map(shapely.box(column, rows, column + 1, rows + 1), geobox.transform)
-    return measure(geobox.crs.proj)(pixels)[0]
+    pixels = shapely.box(column, rows, column + 1, rows + 1)
+    on_map = shapely.transform(pixels, lambda corners: to_map(corners, geobox.transform))
+    return measure(geobox.crs.proj)(on_map)[0]
 
 
-def to_map(polygons: NDArray[np.object_], transform: Affine) -> NDArray[np.object_]:
-    """Pixel corners (column, row) to map coordinates."""
-    matrix = np.array(transform).reshape(3, 3)
-    return shapely.transform(polygons, lambda xy: xy @ matrix[:2, :2].T + matrix[:2, 2])
+def to_map(corners: NDArray[np.int32] | NDArray[np.float64], transform: Affine) -> NDArray[np.float64]:
+    """Pixel corners (N, 2) as (column, row) to map coordinates.
+
+    Not by a product of matrices, which may round a corner otherwise in one polygon than in its neighbour.
+    """
+    column, row = corners.T
+    mapped = np.empty(corners.shape)
+    mapped[:, 0] = transform.a * column + transform.b * row + transform.c
+    mapped[:, 1] = transform.d * column + transform.e * row + transform.f
+    return mapped
 
 
 def measure(crs: pyproj.CRS) -> Measure:
@@ -60,9 +67,10 @@ def _geodesic(crs: pyproj.CRS) -> Measure:
     def geodesic(polygons: NDArray[np.object_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         sums = np.zeros((2, len(polygons)))
         rings, owner = shapely.get_rings(polygons, return_index=True)
-        for ring, polygon in zip(rings, owner, strict=True):
-            lon, lat = to_lonlat.transform(*shapely.get_coordinates(ring).T)
-            sums[:, polygon] += ellipsoid.polygon_area_perimeter(lon * unit, lat * unit)
+        ends = np.cumsum(shapely.get_num_coordinates(rings))[:-1]
+        lon, lat = (np.split(part * unit, ends) for part in to_lonlat.transform(*shapely.get_coordinates(rings).T))
+        for polygon, ring_lon, ring_lat in zip(owner, lon, lat, strict=True):
+            sums[:, polygon] += ellipsoid.polygon_area_perimeter(ring_lon, ring_lat)
         return np.abs(sums[0]), sums[1]  # a hole turns the other way than its shell: its area is subtracted
 
     return geodesic

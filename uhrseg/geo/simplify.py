@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import geopandas
+import pandas as pd
 import shapely
 
 from uhrseg.errors import InputError
-from uhrseg.geo.vector import PolygonRecord
 
 __all__ = ["check_simplify", "simplified"]
 
@@ -25,14 +24,15 @@ def check_simplify(metres: float | None, crs: Any | None) -> None:
         raise InputError("--simplify is in metres, but the scene has no CRS in metres: warp it to one with gdalwarp")
 
 
-def simplified(records: Iterable[PolygonRecord], metres: float, crs: Any) -> Iterator[PolygonRecord]:
+def simplified(tables: Iterable[geopandas.GeoDataFrame], metres: float, crs: Any) -> Iterator[geopandas.GeoDataFrame]:
     """The same polygons with corners taken out whose triangle is smaller than `metres` squared.
 
     Visvalingam and Whyatt (1993) on the whole coverage: a line between two polygons stays one line
     (`shapely.coverage_simplify`), so all polygons are held in memory. The measures stay those of the pixels.
     """
-    kept = list(records)
+    kept = list(tables)
+    if not kept:
+        return
+    whole = pd.concat(kept, ignore_index=True)
     tolerance = metres / crs.proj.axis_info[0].unit_conversion_factor
-    geometries = shapely.coverage_simplify(np.array([r.geometry for r in kept], dtype=object), tolerance)
-    for record, geometry in zip(kept, geometries, strict=True):
-        yield replace(record, geometry=geometry)
+    yield whole.set_geometry(shapely.coverage_simplify(whole.geometry.array, tolerance), crs=whole.crs)

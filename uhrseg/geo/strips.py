@@ -1,210 +1,211 @@
 """Connected components of a class map, strip by strip, never cut at a strip line.
 
-GDAL polygonises each strip. A component that touches a strip's last row waits and takes up the pieces that
-continue it in the next strip; when no piece does, it is complete. All of it happens in pixel coordinates, which
-are integers, so unions and areas are exact.
+Each strip is traced together with the row above it, so that edges on the line between the two are whole. All that is
+kept of a component are its horizontal edges (`uhrseg.geo.rings`); those of components that have pixels in the last row
+read wait for the rest. Everything happens in pixel coordinates, which are integers, and is exact.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import rasterio
-import shapely
 from numpy.typing import NDArray
-from rasterio.features import shapes
 from rasterio.windows import Window
 
 from uhrseg.errors import RunError
-from uhrseg.geo.rings import Geometries, Ints, edges
+from uhrseg.geo.rings import Edges, Ints, order_of
+from uhrseg.geo.trace import Plane, Strip, roots, trace
+from uhrseg.legend import NODATA
 
-__all__ = ["Component", "components", "open_map"]
+__all__ = ["Components", "components", "open_map"]
 
 _STRIP_PIXELS = 1 << 20
-"""Pixels read at a time."""
+"""Pixels traced at a time."""
 
-_BATCH = 4096
-"""Polygons taken from GDAL at a time: as Python numbers their corners need ten times the memory."""
+_READ_PIXELS = 1 << 26
+"""Rows of blocks with more pixels than this are not read as a whole."""
 
-
-@dataclass(slots=True)
-class Component:
-    """Pieces of one component so far, in pixel coordinates of the raster, and the sum of their confidences."""
-
-    class_id: int
-    pieces: list[shapely.Polygon]
-    confidence: int
-
-    def take(self, other: Component) -> None:
-        """Become the union with another part of the same component."""
-        self.pieces += other.pieces
-        self.confidence += other.confidence
+_BATCH = 1 << 18
+"""Edges after which complete components are looked for; they are handed out by about as many."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
-    """The pieces (P,) of one strip, and which of them cover its first and last row (W,), -1 where none does."""
+class Components:
+    """Complete components 0..P-1, by their last row, then by their first pixel, whatever the strips.
 
-    pieces: Geometries
+    `edges` in the order that `outlines` asks for; `confidences` (P,) are sums over the pixels.
+    """
+
+    edges: Edges
     class_ids: Ints
     confidences: Ints
-    first: Ints
-    last: Ints
 
-    def component(self, index: int) -> Component:
-        return Component(int(self.class_ids[index]), [self.pieces[index]], int(self.confidences[index]))
+    def parts(self) -> Iterator[Components]:
+        """The same a few at a time: at most `_BATCH` edges, or one component. Once only: `edges` are numbered anew."""
+        ends = np.searchsorted(self.edges[:, 0], np.arange(len(self.class_ids) + 1))
+        first = 0
+        while first < len(self.class_ids):
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] + _BATCH, side="right")) - 1)
+            edges = self.edges[ends[first] : ends[last]]
+            edges[:, 0] -= first  # in place, since there is one polygon for which a copy is large
+            yield Components(edges, self.class_ids[first:last], self.confidences[first:last])
+            first = last
 
 
 def components(
     labels_path: str | Path, confidence_path: str | Path | None, classes: Sequence[int], strip_rows: int | None = None
-) -> Iterator[list[Component]]:
+) -> Iterator[Components]:
     """The 4-connected components of `classes` in a class map, in batches as they are completed.
 
-    Memory is that of one strip and of the components that cross its last row. `RunError` for unreadable files.
+    Memory is that of a row of the file's blocks, of a batch, and of the edges of the components that have pixels in
+    the last row read. `RunError` for unreadable files.
     """
-    waiting: list[Component] = []
-    row: Ints | None = None  # (W,) which waiting component covers the last row read
-    for strip in _strips(labels_path, confidence_path, classes, strip_rows):
-        row = np.full_like(strip.first, -1) if row is None else row
-        done, waiting, row = _join(waiting, row, strip)
-        yield done
-    yield waiting
+    wanted = np.isin(np.arange(256), classes)
+    with ExitStack() as files:
+        source = files.enter_context(open_map(labels_path))
+        strip, block = _heights(source, strip_rows)
+        labels, confidence = _Reader(source, block), None
+        if confidence_path is not None:
+            plane = files.enter_context(open_map(confidence_path))
+            if plane.shape != source.shape:
+                raise ValueError(f"{confidence_path} is {plane.shape}, but {labels_path} is {source.shape}")
+            confidence = _Reader(plane, block)
+        blank = np.full((1, source.width), NODATA, np.uint8)
+        above, row, pool = blank[0], np.empty(0, np.int64), _Pool()
+        for top, bottom in _strips(source.height, strip, block):
+            image = labels.rows(top, bottom)
+            read = None if confidence is None else partial(confidence.rows, top, bottom)
+            found = trace(above, image, top, wanted, read)
+            above, row = image[-1].copy(), pool.add(found, row)
+            if pool.is_full:
+                done, row = pool.settle(row)
+                yield from done.parts()
+        pool.add(trace(above, blank, source.height, wanted, None), row)  # the edges below the last row
+        yield from pool.settle(row[:0])[0].parts()
 
 
 def open_map(path: str | Path) -> rasterio.DatasetReader:
-    """Open a raster for reading; `RunError` when GDAL cannot."""
+    """Open a raster of bytes for reading; `RunError` when GDAL cannot."""
     try:
-        return rasterio.open(path)
+        source = rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
         raise RunError(f"cannot read {path} to make polygons of it: {error}") from error
+    if source.dtypes[0] != "uint8":
+        raise ValueError(f"{path} holds {source.dtypes[0]}, not bytes")
+    return source
 
 
-def _read(source: rasterio.DatasetReader, window: Window) -> NDArray[np.uint8]:
-    try:
-        return source.read(1, window=window)
-    except rasterio.errors.RasterioIOError as error:
-        raise RunError(f"cannot read {source.name} to make polygons of it: {error}") from error
+class _Pool:
+    """Pieces of components as they were traced, numbered one after the other, until the last row has come."""
+
+    def __init__(self) -> None:
+        self._edges: deque[Edges] = deque()  # of the pieces, line by line
+        self._waiting = 0  # edges looked at before
+        self._start(np.empty(0, np.int64), np.empty(0, np.int64))
+
+    def _start(self, class_ids: Ints, confidences: Ints) -> None:
+        """Begin with pieces 0..P-1, none of which touches another."""
+        self._count, self._fresh = len(class_ids), 0
+        self._class_ids, self._confidences = [class_ids], [confidences]
+        self._contacts = [(class_ids[:0], class_ids[:0])]  # pairs of pieces of one component
+
+    @property
+    def is_full(self) -> bool:
+        """Whether to `settle`: not after each strip, since that goes through all edges, of waiting components too."""
+        return self._fresh >= max(_BATCH, self._waiting // 2)
+
+    def add(self, strip: Strip | None, row: Ints) -> Ints:
+        """Take a strip below a row whose runs (R,) belong to the pieces `row`; returns the same of its own last row."""
+        if strip is None:
+            return row[:0]
+        edges = strip.edges
+        edges[:, 0] += self._count
+        self._edges.append(edges)
+        self._class_ids.append(strip.class_ids)
+        self._confidences.append(strip.confidences)
+        self._contacts.append((row, strip.first + self._count))
+        last = strip.last + self._count
+        self._count += len(strip.class_ids)
+        self._fresh += len(edges)
+        return last
+
+    def settle(self, row: Ints) -> tuple[Components, Ints]:
+        """Unite pieces and take out the complete components, all but those in `row` (R,); `row` with new numbers."""
+        root = roots(self._count, *map(np.concatenate, zip(*self._contacts, strict=True)))
+        is_root = root == np.arange(self._count)
+        component = (is_root.cumsum() - 1)[root]  # (pieces,) 0..P-1, by the first pixel
+        class_ids = np.concatenate(self._class_ids)[is_root]
+        confidences = np.bincount(component, np.concatenate(self._confidences)).astype(np.int64)
+        waits = np.zeros(len(class_ids), bool)
+        waits[component[row]] = True
+        edges = self._split(component, waits)
+        last_line = np.zeros(len(class_ids), np.int32)
+        last_line[edges[:, 0]] = edges[:, 1]  # the last one stays
+        done = np.flatnonzero(~waits)
+        done = done[np.argsort(last_line[done], kind="stable")]
+        self._start(class_ids[waits], confidences[waits])
+        numbers = np.empty(len(class_ids), np.int64)
+        numbers[done] = np.arange(len(done))
+        edges[:, 0] = numbers[edges[:, 0]]
+        edges = edges.take(order_of(edges[:, 0]), axis=0)
+        return Components(edges, class_ids[done], confidences[done]), (waits.cumsum() - 1)[component[row]]
+
+    def _split(self, component: Ints, waits: NDArray[np.bool_]) -> Edges:
+        """The edges of the components that do not wait; those that wait are kept and numbered anew."""
+        done = [np.empty((0, 4), np.int32)]
+        numbers, self._waiting = waits.cumsum() - 1, 0
+        for _ in range(len(self._edges)):
+            edges = self._edges.popleft()  # one by one, so that there are never two copies of all
+            edges[:, 0] = component[edges[:, 0]]
+            stays = waits[edges[:, 0]]
+            done.append(edges.compress(~stays, axis=0))
+            if stays.any():
+                edges = edges.compress(stays, axis=0)
+                edges[:, 0] = numbers[edges[:, 0]]
+                self._edges.append(edges)
+                self._waiting += len(edges)
+        return np.concatenate(done)
 
 
-def _strips(
-    labels_path: str | Path, confidence_path: str | Path | None, classes: Sequence[int], strip_rows: int | None
-) -> Iterator[_Strip]:
-    """Read the class map from top to bottom and polygonise each strip."""
-    wanted = np.isin(np.arange(256), classes)
-    with open_map(labels_path) as labels, open_map(confidence_path or labels_path) as confidence:
-        if confidence.shape != labels.shape:
-            raise ValueError(f"{confidence_path} is {confidence.shape}, but {labels_path} is {labels.shape}")
-        rows = strip_rows or max(1, _STRIP_PIXELS // labels.width)
-        for top in range(0, labels.height, rows):
-            window = Window(0, top, labels.width, min(rows, labels.height - top))
-            image = _read(labels, window)
-            plane = None if confidence_path is None else _read(confidence, window)
-            yield _strip(image, wanted[image], plane, top)
+def _heights(source: rasterio.DatasetReader, strip_rows: int | None) -> tuple[int, int]:
+    """Rows traced and rows read at a time: whole rows of blocks, since GDAL's cache may be too small to keep these."""
+    strip = strip_rows or max(1, _STRIP_PIXELS // source.width)
+    rows = source.block_shapes[0][0]
+    block = -(-strip // rows) * rows
+    return strip, min(block if block * source.width <= _READ_PIXELS else strip, source.height)
 
 
-def _strip(image: NDArray[np.uint8], mask: NDArray[np.bool_], confidence: NDArray[np.uint8] | None, top: int) -> _Strip:
-    """Polygonise the masked pixels of one strip (Y, X) that starts at row `top` of the raster."""
-    height, width = image.shape
-    pieces, class_ids = _trace(image, mask)
-    start, end, owner = edges(pieces)
-    return _Strip(
-        pieces=shapely.transform(pieces, lambda xy: xy + (0, top)),
-        class_ids=class_ids,
-        confidences=_sums(confidence, start, end, owner, len(pieces)),
-        first=_cover(start, end, owner, 0, width),
-        last=_cover(start, end, owner, height, width),
-    )
+def _strips(height: int, strip: int, block: int) -> Iterator[tuple[int, int]]:
+    """The rows of each strip; none passes the end of a block."""
+    for first in range(0, height, block):
+        end = min(first + block, height)
+        yield from ((top, min(top + strip, end)) for top in range(first, end, strip))
 
 
-def _trace(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[Geometries, Ints]:
-    """The components (P,) of the masked pixels in (column, row), and their classes."""
-    found = shapes(image, mask=mask, connectivity=4) if mask.any() else iter(())
-    pieces, class_ids = [np.empty(0, object)], []
-    while batch := list(islice(found, _BATCH)):
-        pieces.append(_polygons([geometry["coordinates"] for geometry, _ in batch]))
-        class_ids += [int(value) for _, value in batch]
-    return np.concatenate(pieces), np.array(class_ids, np.int64)
+class _Reader:
+    """Rows of a raster, read so many at a time."""
 
+    def __init__(self, source: rasterio.DatasetReader, block: int) -> None:
+        self._source = source
+        self._first = -1
+        self._pixels = np.empty((block, source.width), np.uint8)
 
-def _polygons(coordinates: list[list[list[tuple[float, float]]]]) -> Geometries:
-    """GeoJSON polygons as shapely ones, shells counter-clockwise in (column, row)."""
-    rings = list(chain.from_iterable(coordinates))
-    sizes = np.array([len(ring) for ring in rings], np.int64)
-    owner = np.repeat(np.arange(len(coordinates)), [len(polygon) for polygon in coordinates])
-    points = np.fromiter(chain.from_iterable(chain.from_iterable(rings)), float, 2 * int(sizes.sum()))
-    linear = shapely.linearrings(points.reshape(-1, 2), indices=np.repeat(np.arange(len(rings)), sizes))
-    return shapely.orient_polygons(shapely.polygons(linear, indices=owner))
-
-
-def _sums(plane: NDArray[np.uint8] | None, start: Ints, end: Ints, owner: Ints, count: int) -> Ints:
-    """Sum of the plane (Y, X) over each polygon (P,).
-
-    By Green's theorem on the summed-area table (Crow 1984): going round a polygon, each vertical edge adds the
-    sum of all pixels to its left, with the sign of its direction.
-    """
-    if plane is None:
-        return np.zeros(count, np.int64)
-    kind = np.uint32 if plane.size <= 1 << 24 else np.uint64  # 2^24 values of 8 bits sum to less than 2^32
-    table = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1), kind)
-    np.cumsum(plane, axis=1, dtype=kind, out=table[1:, 1:])
-    np.cumsum(table, axis=0, out=table)
-    below, above = (table[p[:, 1], p[:, 0]].astype(np.int64) for p in (end, start))
-    left_of_edge = np.where(start[:, 0] == end[:, 0], below - above, 0)
-    return np.bincount(owner, left_of_edge, count).astype(np.int64)  # float64 inside: exact below 2^53
-
-
-def _cover(start: Ints, end: Ints, owner: Ints, line: int, width: int) -> Ints:
-    """The polygon (W,) behind each pixel of a strip's first or last row, whose edges lie on `line`; -1: none."""
-    on_line = (start[:, 1] == line) & (end[:, 1] == line)
-    left = np.minimum(start[on_line, 0], end[on_line, 0])
-    right = np.maximum(start[on_line, 0], end[on_line, 0])
-    steps = np.zeros(width + 1, np.int64)
-    np.add.at(steps, left, owner[on_line] + 1)
-    np.add.at(steps, right, -owner[on_line] - 1)
-    return steps[:-1].cumsum() - 1
-
-
-def _join(waiting: list[Component], row: Ints, strip: _Strip) -> tuple[list[Component], list[Component], Ints]:
-    """Continue the waiting components with a strip: those complete, those waiting now, and the new last row."""
-    pairs = _neighbours(waiting, row, strip)
-    covered = strip.last >= 0
-    on_edge = np.union1d(pairs[:, 1], strip.last[covered])
-    inside = np.setdiff1d(np.arange(len(strip.pieces)), on_edge, assume_unique=True)
-    nodes = waiting + [strip.component(i) for i in on_edge]
-    root = _roots(len(nodes), pairs[:, 0], len(waiting) + np.searchsorted(on_edge, pairs[:, 1]))
-    for node, target in enumerate(root):
-        if node != target:
-            nodes[target].take(nodes[node])
-    still, position = np.unique(root[len(waiting) + np.searchsorted(on_edge, strip.last[covered])], return_inverse=True)
-    done = [strip.component(i) for i in inside] + [nodes[i] for i in np.setdiff1d(root, still)]
-    new_row = np.full_like(row, -1)
-    new_row[covered] = position
-    return done, [nodes[i] for i in still], new_row
-
-
-def _neighbours(waiting: list[Component], row: Ints, strip: _Strip) -> Ints:
-    """Pairs (N, 2) of a waiting component and a piece of its class right below it."""
-    both = (row >= 0) & (strip.first >= 0)
-    pairs = np.unique(np.stack([row[both], strip.first[both]], axis=1), axis=0)
-    above = np.array([component.class_id for component in waiting], np.int64)
-    return pairs[above[pairs[:, 0]] == strip.class_ids[pairs[:, 1]]]
-
-
-def _roots(count: int, left: Ints, right: Ints) -> Ints:
-    """For each of `count` nodes the smallest node connected with it by the pairs (union-find)."""
-    parent = list(range(count))
-
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for a, b in zip(left.tolist(), right.tolist(), strict=True):
-        low, high = sorted((find(a), find(b)))
-        parent[high] = low
-    return np.array([find(node) for node in range(count)], np.int64)
+    def rows(self, top: int, bottom: int) -> Plane:
+        """Pixels (Y, X) of rows of one block, valid until others are asked for; `RunError` if they cannot be read."""
+        block = len(self._pixels)
+        first = top // block * block
+        if first != self._first:
+            window = Window(0, first, self._source.width, min(block, self._source.height - first))
+            try:
+                self._source.read(1, window=window, out=self._pixels[: window.height])
+            except rasterio.errors.RasterioIOError as error:
+                raise RunError(f"cannot read {self._source.name} to make polygons of it: {error}") from error
+            self._first = first
+        return self._pixels[top - first : bottom - first]

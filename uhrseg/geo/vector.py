@@ -7,55 +7,46 @@ import sqlite3
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from importlib.util import find_spec
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyogrio
 import pyproj
 import shapely
 from affine import Affine
+from numpy.typing import NDArray
 
 from uhrseg.errors import InputError, RunError
-from uhrseg.geo.measure import Measure, measure, pixel_areas, planar, to_map
-from uhrseg.geo.rings import Geometries, unite
-from uhrseg.geo.strips import Component, components, open_map
+from uhrseg.geo.measure import Measure, measure, pixel_areas, planar
+from uhrseg.geo.rings import outlines, pixel_counts
+from uhrseg.geo.strips import Components, components, open_map
 from uhrseg.geo.style import write_layer_style
 from uhrseg.legend import Legend
 
-__all__ = ["DRIVERS", "PolygonRecord", "check_polygon_file", "pixel_areas", "polygonise", "write_polygons"]
+__all__ = ["DRIVERS", "check_polygon_file", "pixel_areas", "polygon_table", "polygonise", "write_polygons"]
 
 DRIVERS: dict[str, str] = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON", ".parquet": "Parquet"}
 """GDAL's driver for each suffix (Parquet is written by geopandas)."""
 
-_BATCH = 50_000
-"""Polygons written at a time."""
+_COLUMNS = {
+    "class_id": pa.int32(),
+    "class": pa.string(),
+    "area_m2": pa.float64(),
+    "perimeter_m": pa.float64(),
+    "confidence": pa.float64(),
+    "compactness": pa.float64(),
+    "geom": pa.binary(),
+}
 
 _WRITE_ERRORS = (OSError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, sqlite3.Error)
 
 _CHORD_M = 500.0
 """Longest edge that is reprojected as one: on the ground its middle moves by under 5 mm (length^2 / 8 earth radii)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PolygonRecord:
-    """One component in the raster's CRS; ``None`` where the raster has no CRS or no confidence was given.
-
-    ``confidence`` is the mean of the confidence plane over the component's pixels, 0 to 1;
-    ``compactness`` is 4 pi area / perimeter^2 (Polsby and Popper 1991): 1 for a disc, 0.785 for a square.
-    """
-
-    geometry: shapely.Polygon
-    class_id: int
-    class_name: str
-    area_m2: float | None
-    perimeter_m: float | None
-    confidence: float | None
-    compactness: float
 
 
 def polygonise(
@@ -65,13 +56,14 @@ def polygonise(
     classes: Sequence[int],
     min_area_m2: float | None = None,
     strip_rows: int | None = None,
-) -> Iterator[PolygonRecord]:
-    """The 4-connected components of `classes` in a class map (uint8, one band), as valid polygons.
+) -> Iterator[geopandas.GeoDataFrame]:
+    """The 4-connected components of `classes` in a class map (uint8, one band), as tables of valid polygons.
 
+    They come by their last row, then by their first pixel; columns as `polygon_table`.
     `confidence_path`: a plane on the same grid, uint8, value / 254 = probability (`uhrseg.geo.sink.PlanesSink`).
     Area and perimeter (of all rings) are geodesic for geographic CRS and pseudo-Mercator, else planar, in metres.
-    Components under `min_area_m2` are left out. The set of polygons does not depend on `strip_rows` (rows read at
-    a time; default: about 1 Mpx); memory is that of one strip and of the components that cross its last row.
+    Components under `min_area_m2` are left out. The polygons and their order do not depend on `strip_rows` (rows
+    traced at a time; default: about 1 Mpx); for memory see `uhrseg.geo.strips.components`.
     Raises `InputError` for `min_area_m2` without a CRS, `RunError` when a file cannot be read.
     """
     with open_map(labels_path) as source:
@@ -82,47 +74,66 @@ def polygonise(
             f"{labels_path} has no CRS, so areas in square metres are unknown: leave out the minimal area, "
             "or give the raster a CRS"
         )
-    measured = None if crs is None else measure(crs)
-    batches = components(labels_path, confidence_path, classes, strip_rows)
-    return _records(batches, legend, transform, measured, min_area_m2 or 0.0, confidence_path is not None)
+    in_metres = None if crs is None else measure(crs)
+    measured = partial(
+        _measured, legend=legend, transform=transform, in_metres=in_metres, min_area_m2=min_area_m2 or 0.0,
+        with_confidence=confidence_path is not None, crs=crs,
+    )  # fmt: skip
+    return map(measured, components(labels_path, confidence_path, classes, strip_rows))
 
 
-def _records(
-    batches: Iterator[list[Component]],
+def _measured(
+    batch: Components,
     legend: Legend,
     transform: Affine,
     in_metres: Measure | None,
     min_area_m2: float,
     with_confidence: bool,
-) -> Iterator[PolygonRecord]:
-    """Unite and measure complete components, a batch at a time."""
-    names = legend.names
-    for batch in filter(None, batches):
-        polygons = _whole(batch)
-        pixels = shapely.area(polygons)
-        outlines = to_map(polygons, transform)
-        areas, perimeters = (in_metres or planar(1.0))(outlines)
-        compactness = 4 * np.pi * areas / perimeters**2
-        for i in np.flatnonzero(areas >= min_area_m2):
-            yield PolygonRecord(
-                geometry=outlines[i],
-                class_id=batch[i].class_id,
-                class_name=names[batch[i].class_id],
-                area_m2=float(areas[i]) if in_metres else None,
-                perimeter_m=float(perimeters[i]) if in_metres else None,
-                confidence=float(batch[i].confidence / pixels[i] / 254) if with_confidence else None,
-                compactness=float(compactness[i]),
-            )
+    crs: Any,
+) -> geopandas.GeoDataFrame:
+    """Components of enough area as polygons with their attributes."""
+    polygons = outlines(batch.edges, transform)
+    areas, perimeters = (in_metres or planar(1.0))(polygons)
+    unknown = np.full(len(polygons), np.nan)
+    table = polygon_table(
+        polygons,
+        batch.class_ids,
+        legend,
+        areas=areas if in_metres else unknown,
+        perimeters=perimeters if in_metres else unknown,
+        confidences=batch.confidences / pixel_counts(batch.edges) / 254 if with_confidence else unknown,
+        compactness=4 * np.pi * areas / perimeters**2,
+        crs=crs,
+    )
+    return table[areas >= min_area_m2] if min_area_m2 else table
 
 
-def _whole(batch: list[Component]) -> Geometries:
-    """One polygon (P,) per component, in pixel coordinates."""
-    polygons = np.array([component.pieces[0] for component in batch], object)
-    parted = np.array([len(component.pieces) > 1 for component in batch])
-    pieces = [component.pieces for component, several in zip(batch, parted, strict=True) if several]
-    group = np.repeat(np.arange(len(pieces)), [len(p) for p in pieces])
-    polygons[parted] = unite(np.array([piece for p in pieces for piece in p], object), group)
-    return polygons
+def polygon_table(
+    geometry: NDArray[np.object_],
+    class_ids: NDArray[np.int64],
+    legend: Legend,
+    areas: NDArray[np.float64],
+    perimeters: NDArray[np.float64],
+    confidences: NDArray[np.float64],
+    compactness: NDArray[np.float64],
+    crs: Any | None,
+) -> geopandas.GeoDataFrame:
+    """Polygons (P,) and their attributes (P,) as the table that polygon files hold, NaN for what is not known.
+
+    ``confidence`` is the mean of the confidence plane over the component's pixels, 0 to 1; ``compactness`` is
+    4 pi area / perimeter^2 (Polsby and Popper 1991): 1 for a disc, 0.785 for a square. Without a CRS ``area_m2`` and
+    ``perimeter_m`` are unknown.
+    """
+    columns = {
+        "class_id": class_ids.astype(np.int32),
+        "class": np.array(legend.names, object)[class_ids],
+        "area_m2": areas,
+        "perimeter_m": perimeters,
+        "confidence": confidences,
+        "compactness": compactness,
+        "geom": geopandas.array.from_shapely(geometry, crs=crs),
+    }
+    return geopandas.GeoDataFrame(columns, geometry="geom")
 
 
 def check_polygon_file(path: str | Path, crs: Any | None, overwrite: bool = False) -> None:
@@ -137,12 +148,10 @@ def check_polygon_file(path: str | Path, crs: Any | None, overwrite: bool = Fals
         raise InputError(f"{path} exists already: overwrite it (--overwrite), or choose another name")
     if driver == "GeoJSON" and crs is None:
         raise InputError(f"{path} must be in EPSG:4326 (RFC 7946), but the raster has no CRS: write a .gpkg instead")
-    if driver == "Parquet" and find_spec("pyarrow") is None:
-        raise InputError(f"{path} needs the package pyarrow: install it (pip install pyarrow), or write a .gpkg")
 
 
 def write_polygons(
-    records: Iterable[PolygonRecord],
+    tables: Iterable[geopandas.GeoDataFrame],
     path: str | Path,
     crs: Any | None,
     legend: Legend,
@@ -151,10 +160,9 @@ def write_polygons(
 ) -> int:
     """Write polygons and return how many; the suffix of `path` chooses the format of `DRIVERS`.
 
-    `crs`: anything pyproj reads, or None. The columns are ``class_id class area_m2 perimeter_m confidence
-    compactness``, the geometries polygons, the layer is called `layer` (default: the file's stem). A GeoPackage
-    gets a default QGIS style; GeoJSON is reprojected to EPSG:4326 with long edges cut up. The file takes its
-    name when it is complete. Memory: one batch of polygons; for Parquet all of them.
+    `tables`: see `polygon_table`. `crs`: theirs, anything pyproj reads, or None. The layer is called `layer` (default:
+    the file's stem). A GeoPackage gets a default QGIS style; GeoJSON is reprojected to EPSG:4326 with long edges cut
+    up. The file takes its name when it is complete. Memory: one table of polygons; for Parquet all of them.
     Raises `InputError` as `check_polygon_file`, `RunError` when the disk does not take it.
     """
     path = Path(path)
@@ -163,7 +171,7 @@ def write_polygons(
     draft = path.with_name(f".{path.stem}.partial{path.suffix}")
     _discard(draft)
     try:
-        count = _write(iter(records), draft, None if crs is None else pyproj.CRS.from_user_input(crs), driver, name)
+        count = _write(tables, draft, None if crs is None else pyproj.CRS.from_user_input(crs), driver, name)
         if driver == "GPKG":
             write_layer_style(draft, name, legend)
         os.replace(draft, path)
@@ -174,24 +182,76 @@ def write_polygons(
     return count
 
 
-def _write(records: Iterator[PolygonRecord], draft: Path, crs: pyproj.CRS | None, driver: str, layer: str) -> int:
-    """Write all records to `draft`, in batches where the format can be appended to."""
+def _write(
+    tables: Iterable[geopandas.GeoDataFrame], draft: Path, crs: pyproj.CRS | None, driver: str, layer: str
+) -> int:
+    """Write all tables to `draft`, one after the other where the format allows it."""
     if driver == "Parquet":
-        frame = _frame(list(records), crs)
-        frame.to_parquet(draft)
-        return len(frame)
-    count = 0
-    for number, batch in enumerate(_batches(records)):
-        frame = _frame(batch, crs)
-        count += len(frame)
-        _append(frame, draft, driver, layer, number > 0)
-    _verify(draft, driver, layer, count)
-    return count
+        return _write_parquet(list(tables), draft, crs)
+    if driver == "GeoJSON":
+        tables = (_to_lonlat(table, crs) for table in tables)
+    batches = _Batches(tables)
+    _stream(batches, draft, driver, layer, crs)
+    _verify(draft, driver, layer, batches.count)
+    return batches.count
+
+
+def _write_parquet(tables: list[geopandas.GeoDataFrame], draft: Path, crs: pyproj.CRS | None) -> int:
+    """Write all tables as one to a new GeoParquet file."""
+    nothing = {name: np.empty(0, kind.to_pandas_dtype()) for name, kind in _COLUMNS.items()}
+    whole = pd.concat(tables, ignore_index=True) if tables else geopandas.GeoDataFrame(nothing, geometry="geom")
+    if crs is not None:
+        whole = whole.set_crs(crs, allow_override=True)
+    whole.to_parquet(draft)
+    return len(whole)
+
+
+class _Batches:
+    """Tables as Arrow record batches, counted; keeps the error that GDAL would make a nameless one of."""
+
+    schema = pa.schema(list(_COLUMNS.items()))
+
+    def __init__(self, tables: Iterable[geopandas.GeoDataFrame]) -> None:
+        self.count = 0
+        self.error: BaseException | None = None
+        self._tables = tables
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from map(self._batch, self._tables)  # while GDAL writes one, its table is gone
+        except (Exception, KeyboardInterrupt) as error:
+            self.error = error
+            raise
+
+    def _batch(self, table: geopandas.GeoDataFrame) -> pa.RecordBatch:
+        self.count += len(table)
+        columns = {**table, "geom": shapely.to_wkb(table.geometry.array)}
+        arrays = [pa.array(columns[name], kind, from_pandas=True) for name, kind in _COLUMNS.items()]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def _stream(batches: _Batches, draft: Path, driver: str, layer: str, crs: pyproj.CRS | None) -> None:
+    """Write batches to a new file in one go: appending would build its spatial index polygon by polygon."""
+    options = {}
+    if driver == "GeoJSON":
+        options = {"RFC7946": "YES", "COORDINATE_PRECISION": 9}  # 0.1 mm
+        crs = pyproj.CRS.from_epsg(4326)
+    epsg = crs and crs.to_epsg()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(batches.schema, batches),
+                draft, layer=layer, driver=driver, geometry_name="geom", geometry_type="Polygon",
+                crs=f"EPSG:{epsg}" if epsg else crs and crs.to_wkt("WKT1_GDAL"), **options,
+            )  # fmt: skip
+    except RuntimeError as error:
+        raise batches.error or error from None
 
 
 def _verify(draft: Path, driver: str, layer: str, count: int) -> None:
     """Read the file back (GDAL does not report every failed write); `OSError` when it is not whole."""
-    written = [len(pyogrio.raw.read(draft, columns=["class_id"], read_geometry=False)[3][0])] if count else []
+    written = [pyogrio.raw.read_arrow(draft, columns=["class_id"], read_geometry=False)[1].num_rows] if count else []
     if driver == "GPKG":
         with closing(sqlite3.connect(draft)) as database:
             index = f"rtree_{layer}_geom".replace('"', '""')
@@ -200,46 +260,12 @@ def _verify(draft: Path, driver: str, layer: str, count: int) -> None:
         raise OSError(f"{min(written)} of {count} polygons were written")
 
 
-def _batches(records: Iterator[PolygonRecord]) -> Iterator[list[PolygonRecord]]:
-    """Lists of records; the first one may be empty, so that a file without polygons has its columns too."""
-    yield list(islice(records, _BATCH))
-    while batch := list(islice(records, _BATCH)):
-        yield batch
-
-
-def _frame(records: list[PolygonRecord], crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
-    """Records as a table with the columns of the contract."""
-    columns = {
-        "class_id": np.array([r.class_id for r in records], np.int32),
-        "class": np.array([r.class_name for r in records], object),
-        "area_m2": np.array([r.area_m2 for r in records], np.float64),  # None becomes NaN, written as null
-        "perimeter_m": np.array([r.perimeter_m for r in records], np.float64),
-        "confidence": np.array([r.confidence for r in records], np.float64),
-        "compactness": np.array([r.compactness for r in records], np.float64),
-        "geom": geopandas.array.from_shapely([r.geometry for r in records], crs=crs),
-    }
-    return geopandas.GeoDataFrame(columns, geometry="geom")
-
-
-def _append(frame: geopandas.GeoDataFrame, draft: Path, driver: str, layer: str, append: bool) -> None:
-    """Write a table to a new file, or to the end of one."""
-    options = {}
-    if driver == "GeoJSON":
-        frame = _to_lonlat(frame)
-        options = {"RFC7946": "YES", "COORDINATE_PRECISION": 9}  # 0.1 mm
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided", UserWarning)
-        pyogrio.write_dataframe(
-            frame, draft, layer=layer, driver=driver, geometry_type="Polygon", append=append, **options
-        )
-
-
-def _to_lonlat(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
+def _to_lonlat(table: geopandas.GeoDataFrame, crs: Any) -> geopandas.GeoDataFrame:
     """Reproject to EPSG:4326; straight edges on a map are curves there, so long ones get points between."""
-    if frame.crs.is_projected:
-        chord = _CHORD_M / frame.crs.axis_info[0].unit_conversion_factor
-        frame = frame.set_geometry(frame.geometry.segmentize(chord))
-    return frame.to_crs(4326)
+    geometry = geopandas.GeoSeries(table.geometry.array, crs=crs)
+    if crs.is_projected:
+        geometry = geometry.segmentize(_CHORD_M / crs.axis_info[0].unit_conversion_factor)
+    return table.set_geometry(geometry.to_crs(4326).array)
 
 
 def _discard(draft: Path) -> None:
