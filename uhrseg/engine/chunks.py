@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
-from uhrseg.engine.memory import return_free_memory
+from uhrseg.engine.memory import keep_free_memory, return_free_memory
 from uhrseg.geo.area import Area
 from uhrseg.geo.bands import Derived, centred, fill
 from uhrseg.geo.coarse import Coarse, coarse_bytes
@@ -194,6 +194,7 @@ def run_chunk(
     was cut. Windows without a valid pixel are not run. `tick(n)` is called as n more windows are done; when `stop`
     is set, it ends early. Raises `RunError` when the model gives values that are not finite.
     """
+    keep_free_memory()
     reader = _Reader(job, chunk)
     blender = Blender(job.plan, chunk, runner.classes, job.ramp, runner.device)
     results = _run(reader, runner, stop, tick)
