@@ -4,7 +4,7 @@
     python benchmarks/memory.py --sizes 4096 --folder /scratch
     python benchmarks/memory.py --cheap --sizes 8192 16384 --source giga.vrt --plot docs/images/memory.png
 
-The table also says what `--dry-run` foresees, without the model's activations (`Prediction.forecast`).
+The table also says what `--dry-run` foresees (`Prediction.forecast`).
 
 Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are
 written. Each size runs in a process of its own, so that one's peak cannot hide in another's.

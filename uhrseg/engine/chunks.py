@@ -30,6 +30,7 @@ RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 _SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
+_TRIM_SECONDS = 2.0  # between two moments at which freed memory goes back to the system
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -213,7 +214,7 @@ def run_chunk(
         if pending is not None and pending.height:
             yield pending.strip(), reader.take_seconds()
         pending = planes
-        return_free_memory()
+        return_free_memory(_TRIM_SECONDS)
     if pending is not None and pending.height:
         yield pending.strip(), reader.take_seconds()
 

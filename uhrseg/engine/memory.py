@@ -6,11 +6,13 @@ import ctypes
 import functools
 import resource
 import sys
+import threading
 import time
+from pathlib import Path
 
-__all__ = ["keep_free_memory", "peak_rss_mb", "return_free_memory"]
+__all__ = ["Watch", "keep_free_memory", "peak_rss_mb", "return_free_memory"]
 
-_TRIM_SECONDS = 5.0
+_STATM = Path("/proc/self/statm")
 _last_trim = 0.0
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's malloc.h
@@ -22,6 +24,42 @@ def peak_rss_mb() -> float:
     """Peak resident memory of this process in megabytes of 1e6 bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+class Watch:
+    """Notes the resident memory of this process every few milliseconds inside its `with` block.
+
+    `rise_mb`: how far it rose above what it was on entering; where there is no ``/proc``, how far the peak rose.
+    """
+
+    def __enter__(self) -> Watch:
+        self._start = self._highest = _resident_mb()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._note, name="uhrseg-memory")
+        self._thread.start()
+        return self
+
+    @property
+    def rise_mb(self) -> float:
+        """Megabytes of 1e6 bytes."""
+        return self._highest - self._start
+
+    def _note(self) -> None:
+        while not self._stop.wait(0.002):
+            self._highest = max(self._highest, _resident_mb())
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._highest = max(self._highest, _resident_mb())
+
+
+def _resident_mb() -> float:
+    try:
+        pages = int(_STATM.read_text().split()[1])
+    except OSError:
+        return peak_rss_mb()
+    return pages * resource.getpagesize() / 1e6
 
 
 @functools.cache
@@ -37,8 +75,8 @@ def keep_free_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def return_free_memory() -> None:
-    """Give freed memory back to the system, at most once in five seconds: some 20 ms, and the pages are taken again.
+def return_free_memory(seconds: float = 0.0) -> None:
+    """Give freed memory back to the system, at most once in `seconds`: it costs some 20 ms, and pages are taken again.
 
     Only where the C library is glibc; elsewhere nothing needs doing.
 
@@ -47,7 +85,7 @@ def return_free_memory() -> None:
     """
     global _last_trim
     libc = _glibc()
-    if libc is not None and time.monotonic() - _last_trim > _TRIM_SECONDS:
+    if libc is not None and time.monotonic() - _last_trim >= seconds:
         libc.malloc_trim(0)
         _last_trim = time.monotonic()
 

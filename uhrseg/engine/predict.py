@@ -150,7 +150,7 @@ class Prediction:
     def forecast(self, polygons: bool = True, probabilities: bool = False) -> Forecast:
         """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
         return forecast(
-            self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size,
+            self.plan, self.chunks, self.windows, self.runner, self._derived, self.workers, self.batch_size,
             self.cache_bytes * self.workers, 1 + polygons + probabilities * len(self.card.legend),
         )  # fmt: skip
 

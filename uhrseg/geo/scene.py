@@ -181,8 +181,11 @@ class Scene:
         """As `read`, but bytes and 16-bit integers come as they are; invalid pixels may hold anything."""
         row, col = pixel_offset(self.geobox, geobox)
         height, width = geobox.shape
-        kind = np.dtype(self.dtype if self.dtype in _NATIVE and self._plain else "float32")
-        array = np.zeros((len(self.bands), height, width), dtype=kind)  # (C, Y, X)
+        only = self.files[0]
+        if len(self.files) == 1 and _holds(only, row, col, height, width):
+            values, good = self._read_file(only, Window(col - only.col, row - only.row, width, height))
+            return values.astype(self.native_dtype, copy=False), good
+        array = np.zeros((len(self.bands), height, width), dtype=self.native_dtype)  # (C, Y, X)
         valid = np.zeros((height, width), dtype=np.bool_)  # (Y, X)
         for file in self.files:
             rows = _overlap(row, height, file.row, file.height)
@@ -194,8 +197,6 @@ class Scene:
             if before.all():
                 continue
             values, good = self._read_file(file, Window(cols[1], rows[1], cols[2], rows[2]))
-            if values.shape == array.shape and values.dtype == kind and len(self.files) == 1:
-                return values, good  # one file holds the whole box
             if before.any():
                 good &= ~before
                 np.copyto(array[(slice(None), *target)], values, where=good)
@@ -203,6 +204,11 @@ class Scene:
                 array[(slice(None), *target)] = values
             before |= good
         return array, valid
+
+    @property
+    def native_dtype(self) -> np.dtype[Any]:
+        """Type of what `read_native` gives."""
+        return np.dtype(self.dtype if self.dtype in _NATIVE and self._plain else "float32")
 
     @property
     def _plain(self) -> bool:
@@ -284,6 +290,12 @@ def _union(boxes: list[GeoBox]) -> tuple[GeoBox, list[tuple[int, int]]]:
     right = max(c + b.shape[1] for (_, c), b in zip(corners, boxes, strict=True))
     whole = shifted(boxes[0], top, left, (bottom - top, right - left))
     return whole, [(r - top, c - left) for r, c in corners]
+
+
+def _holds(file: _File, row: int, col: int, height: int, width: int) -> bool:
+    """Whether a box lies in a file, wholly."""
+    rows = file.row <= row and row + height <= file.row + file.height
+    return rows and file.col <= col and col + width <= file.col + file.width
 
 
 def _overlap(start: int, length: int, other: int, other_length: int) -> tuple[int, int, int] | None:
