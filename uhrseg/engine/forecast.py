@@ -113,7 +113,7 @@ def _memory(
     read = (runs * (local + context) + meanwhile) / _MB
     scales = 1 if plan.factor is None else 2
     stacked = batch * size**2 * (scales * bands + classes) * 4 / _MB
-    rows = (classes * plan.overlap * 4 + 2 * (2 + planes) * size) * width / _MB  # two rows: what they are, what is valid
+    rows = (classes * plan.overlap * 4 + 2 * (2 + planes) * size) * width / _MB  # of two rows, and where they are valid
     total = _GAPS * (workers * (read + stacked + rows) + call_mb + cache / _MB)
     formula = (
         f"{_GAPS} x ({workers} x ({read:.0f} MB read ahead ({runs} x {RUN} windows of {bands} bands) + "

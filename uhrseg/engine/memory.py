@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["Watch", "keep_free_memory", "peak_rss_mb", "return_free_memory"]
+__all__ = ["Watch", "keep_free_memory", "peak_rss_mb", "resident_mb", "return_free_memory"]
 
 _STATM = Path("/proc/self/statm")
 _last_trim = 0.0
@@ -33,7 +33,7 @@ class Watch:
     """
 
     def __enter__(self) -> Watch:
-        self._start = self._highest = _resident_mb()
+        self._start = self._highest = resident_mb()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._note, name="uhrseg-memory")
         self._thread.start()
@@ -46,15 +46,16 @@ class Watch:
 
     def _note(self) -> None:
         while not self._stop.wait(0.002):
-            self._highest = max(self._highest, _resident_mb())
+            self._highest = max(self._highest, resident_mb())
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._highest = max(self._highest, _resident_mb())
+        self._highest = max(self._highest, resident_mb())
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
+    """Resident memory of this process now in megabytes of 1e6 bytes; its peak where there is no ``/proc``."""
     try:
         pages = int(_STATM.read_text().split()[1])
     except OSError:
