@@ -4,7 +4,7 @@
     python benchmarks/memory.py --sizes 4096 --folder /scratch
     python benchmarks/memory.py --cheap --sizes 8192 16384 --source giga.vrt --plot docs/images/memory.png
 
-The table also says what `--dry-run` foresees, without the model's activations (`Prediction.forecast`).
+The table also says what `--dry-run` foresees (`Prediction.forecast`).
 
 Four float32 bands, eight classes, overlap 0.25, batches of 8, GDAL_CACHEMAX 64 MB; a class map and polygons are
 written. Each size runs in a process of its own, so that one's peak cannot hide in another's.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from rasterio.windows import Window
 
 from uhrseg import models
 from uhrseg.card import BandSpec, ClassSpec, InputSpec, ModelCard, WeightsSpec, WindowSpec
-from uhrseg.engine.memory import peak_rss_mb
+from uhrseg.engine.memory import peak_rss_mb, resident_mb
 from uhrseg.engine.predict import predict
 from uhrseg.engine.throughput import CheapConv
 
@@ -106,8 +105,7 @@ class Watch:
 
     def _note(self) -> None:
         while not self._stop.wait(0.5):
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.curve.append((time.perf_counter() - self._started, pages * resource.getpagesize() / 1e6))
+            self.curve.append((time.perf_counter() - self._started, resident_mb()))
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
@@ -138,7 +136,7 @@ def measure(source: Path, folder: Path, is_cheap: bool) -> dict[str, Any]:
     prediction.runner.batch_size = 1  # the baseline is one pair, not a batch of them
     prediction.runner(pair, pair)
     prediction.runner.batch_size = 8
-    base, started = peak_rss_mb(), time.perf_counter()
+    base, started = resident_mb(), time.perf_counter()  # the peak until now could hide some of it
     peaks: list[float] = []  # after the last window, before polygons are traced
 
     def note(done: int, total: int) -> None:

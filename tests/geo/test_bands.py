@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,23 @@ def test_fill_pads_only_invalid_pixels() -> None:
     array = np.ones((2, 2, 2), dtype=np.float32)
     filled = fill(array, np.array([[True, False], [True, True]]), np.array([5, 6], dtype=np.float32))
     np.testing.assert_array_equal(filled, [[[1, 5], [1, 1]], [[1, 6], [1, 1]]])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "relief"])
+def test_the_memory_of_a_read_is_foreseen(tmp_path: Path, kind: str) -> None:
+    """What NumPy holds at the peak and afterwards, against what `--dry-run` counts."""
+    ground = np.clip(terrain(700, 700), 1, 250).astype("uint8" if kind == "uint8" else "float32")
+    specs = RELIEF if kind == "relief" else (BandSpec(name="dtm"),)
+    derived = Derived(Scene.open(write_raster(tmp_path / f"{kind}.tif", ground)), specs)
+    box = shifted(derived.geobox, 100, 100, (400, 500))
+    derived.read_native(box)  # opens the file
+    tracemalloc.start()
+    try:
+        held = derived.read_native(box)
+        now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    given, meanwhile = derived.read_bytes(400, 500)
+    assert given == sum(array.nbytes for array in held)
+    assert now == pytest.approx(given, rel=0.05)
+    assert 0.5 * (given + meanwhile) < peak < 1.1 * (given + meanwhile)

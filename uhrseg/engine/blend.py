@@ -19,7 +19,7 @@ from uhrseg.geo.plan import Chunk, TilePlan
 
 __all__ = ["Block", "Blender", "best_class", "quantise"]
 
-_ROWS_AT_ONCE = 32  # rows reduced to labels at once on a CPU: what is worked on stays in its cache
+_PIXELS_AT_ONCE = 1 << 17  # reduced to labels at once on a CPU: in its cache, and enough to make up for the calls
 
 
 class Block(NamedTuple):
@@ -122,8 +122,9 @@ def quantise(
     254, probabilities are times 254 too. Returns a number that is finite if and only if every top logit is.
     """
     total = torch.zeros((), device=logits.device)
-    step = _ROWS_AT_ONCE if logits.device.type == "cpu" else max(logits.shape[1], 1)
-    for start in range(0, logits.shape[1], step):
+    height, width = logits.shape[1:]
+    step = max(_PIXELS_AT_ONCE // max(width, 1) if logits.device.type == "cpu" else height, 1)
+    for start in range(0, height, step):
         rows = slice(start, start + step)
         part = logits[:, rows]
         best, winner = best_class(part)

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import RUN
 from uhrseg.engine.device import Runner
+from uhrseg.engine.memory import Watch, keep_free_memory, return_free_memory
+from uhrseg.geo.bands import Derived
 from uhrseg.geo.plan import Chunk, TilePlan
 
 __all__ = ["Forecast", "forecast"]
 
 _PROBE_SECONDS = 2.0
 _MB = 1e6
-_RUNS_HELD = 2  # one at work, one whose last windows wait for a batch to fill; and those that are read ahead
+_GAPS = 1.25  # measured / counted, 8192 px: free blocks between others, which the allocator cannot give back
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,22 @@ def forecast(
     chunks: list[Chunk],
     windows: int,
     runner: Runner,
-    card: ModelCard,
+    derived: Derived,
     workers: int,
     batch_size: int,
     cache_bytes: int,
     planes: int = 2,
     readers: int = 1,
 ) -> Forecast:
-    """Count windows and bytes, and time the model for about two seconds on windows of zeros.
+    """Count windows and bytes, and time the model for about two seconds on windows of ones.
 
     `cache_bytes`: what GDAL's cache may take; `planes`: uint8 planes kept of each chunk; `readers`: threads that read
     ahead for one chunk.
     """
-    memory, formula = _memory(plan, chunks, card, workers, batch_size, cache_bytes, _RUNS_HELD + readers)
+    seconds, call_mb = _probe(plan, runner, len(derived.bands), batch_size)
+    memory, formula = _memory(
+        plan, chunks, runner, derived, workers, batch_size, cache_bytes, planes, call_mb, readers
+    )
     pixels = sum(math.prod(chunk.shape) for chunk in chunks)
     return Forecast(
         pixels=pixels,
@@ -93,44 +97,53 @@ def forecast(
         batch_size=batch_size,
         memory_mb=memory,
         memory_formula=formula,
-        disk_mb=_disk(plan, pixels, planes, card) / _MB,
-        seconds=windows * _seconds_per_window(plan, runner, card, batch_size),
+        disk_mb=_disk(plan, pixels, planes, len(derived.bands)) / _MB,
+        seconds=windows * seconds,
         device=str(runner.device),
         precision=runner.precision,
     )
 
 
 def _memory(
-    plan: TilePlan, chunks: list[Chunk], card: ModelCard, workers: int, batch: int, cache: int, runs: int
-) -> tuple[float, str]:
-    """Bytes held by the chunks in flight: runs of windows read ahead, a batch, the blended overlap, finished rows."""
-    width = max(c.shape[1] for c in chunks) + 2 * plan.size
-    bands, classes = len(card.input.band), len(card.legend)
+    plan: TilePlan, chunks: list[Chunk], runner: Runner, derived: Derived, workers: int, batch: int, cache: int,
+    planes: int, call_mb: float, readers: int,
+) -> tuple[float, str]:  # fmt: skip
+    """Megabytes held by the chunks in flight: runs of windows read ahead, batches, rows; one call of the model."""
+    width, size = max(c.shape[1] for c in chunks) + 2 * plan.size, plan.size
+    bands, classes = len(derived.bands), runner.classes
+    local, meanwhile = derived.read_bytes(size, (RUN - 1) * plan.stride + size)
+    context = 0 if plan.factor is None else size * ((RUN - 1) * plan.stride // plan.factor + size) * (4 * bands + 1)
+    runs = readers + (1 if batch == 1 else 2)  # at work, and one whose last windows wait for a batch to fill
+    read = (runs * (local + context) + readers * meanwhile) / _MB
     scales = 1 if plan.factor is None else 2
-    read = runs * scales * bands * plan.size * (RUN * plan.stride + plan.overlap) * 4
-    stacked = batch * plan.size**2 * (scales * bands + classes) * 4
-    blend = (classes * plan.overlap * 4 + 2 * (2 + classes) * plan.size) * width
-    total = workers * (read + stacked + blend) / _MB + cache / _MB
+    stacked = batch * size**2 * (scales * bands + classes) * 4 / _MB
+    rows = (classes * plan.overlap * 4 + 2 * (2 + planes) * size) * width / _MB  # of two rows, and where they are valid
+    total = _GAPS * (workers * (read + stacked + rows) + call_mb + cache / _MB)
     formula = (
-        f"{workers} x ({read / _MB:.0f} MB read ahead ({runs} x {RUN} windows of {bands} bands) + "
-        f"{stacked / _MB:.0f} MB in a batch of {batch} + {blend / _MB:.0f} MB of rows {width} px wide "
-        f"({classes} classes)) + {cache / _MB:.0f} MB of GDAL cache, and the model's activations"
+        f"{_GAPS} x ({workers} x ({read:.0f} MB read ahead ({runs} x {RUN} windows of {bands} bands) + "
+        f"{stacked:.0f} MB in a batch of {batch} + {rows:.0f} MB of rows {width} px wide ({classes} classes)) + "
+        f"{call_mb:.0f} MB for a call of the model, as measured + {cache / _MB:.0f} MB of GDAL cache)"
     )
     return total, formula
 
 
-def _disk(plan: TilePlan, pixels: int, planes: int, card: ModelCard) -> float:
+def _disk(plan: TilePlan, pixels: int, planes: int, bands: int) -> float:
     """Bytes of the finished chunks' uint8 planes and of the coarse grid in float32."""
-    coarse = 0 if plan.factor is None else math.prod(plan.geobox.shape) / plan.factor**2 * 4 * len(card.input.band)
+    coarse = 0 if plan.factor is None else math.prod(plan.geobox.shape) / plan.factor**2 * 4 * bands
     return planes * pixels + coarse
 
 
-def _seconds_per_window(plan: TilePlan, runner: Runner, card: ModelCard, batch_size: int) -> float:
-    windows = [np.zeros((len(card.input.band), plan.size, plan.size), dtype=np.float32)] * batch_size
+def _probe(plan: TilePlan, runner: Runner, bands: int, batch_size: int) -> tuple[float, float]:
+    """Seconds of the model a window, and by how many megabytes its calls make this process grow."""
+    windows = [np.ones((bands, plan.size, plan.size), dtype=np.float32)] * batch_size
     context = None if plan.factor is None else windows
-    runner(windows, context)  # the first call also allocates and picks kernels
-    started, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - started < _PROBE_SECONDS:
-        runner(windows, context)
-        calls += 1
-    return (time.perf_counter() - started) / (calls * batch_size)
+    keep_free_memory()
+    return_free_memory()
+    with Watch() as memory:
+        runner(windows, context)  # the first call also allocates and picks kernels
+        started, calls = time.perf_counter(), 0
+        while calls == 0 or time.perf_counter() - started < _PROBE_SECONDS:
+            runner(windows, context)
+            calls += 1
+        seconds = (time.perf_counter() - started) / (calls * batch_size)
+    return seconds, memory.rise_mb

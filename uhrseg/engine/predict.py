@@ -163,7 +163,7 @@ class Prediction:
     def forecast(self, polygons: bool = True, probabilities: bool = False) -> Forecast:
         """Windows, chunks, memory and disk, and the time after a short probe of the model; nothing is written."""
         return forecast(
-            self.plan, self.chunks, self.windows, self.runner, self.card, self.workers, self.batch_size,
+            self.plan, self.chunks, self.windows, self.runner, self._derived, self.workers, self.batch_size,
             self.cache_bytes * self.workers, 1 + polygons + probabilities * len(self.card.legend), self._readers,
         )  # fmt: skip
 
@@ -242,7 +242,10 @@ class Prediction:
         take: Callable[[Chunk, Iterable[Strip]], None],
         progress: Progress | None,
     ) -> float:
-        """Run chunks over dask's threads; returns the seconds spent reading (beside the model's work)."""
+        """Run chunks over dask's threads, a single worker in this one: seconds spent reading (beside the model's work).
+
+        The heap of the main thread is one piece, that of any other falls into pieces of 64 MB, given back when empty.
+        """
         stop, counter = threading.Event(), _Counter(self._windows(chunks), progress)
 
         def work(chunk: Chunk) -> float:
@@ -257,7 +260,8 @@ class Prediction:
         with ThreadPoolExecutor(self.workers, thread_name_prefix="uhrseg-chunk") as pool:  # leaving waits for threads
             try:
                 tasks = [dask.delayed(work)(chunk) for chunk in chunks]
-                return sum(dask.compute(*tasks, scheduler="threads", pool=pool))
+                scheduler = "threads" if self.workers > 1 else "synchronous"
+                return sum(dask.compute(*tasks, scheduler=scheduler, pool=pool))
             except BaseException:  # Ctrl-C reaches this thread only: the others must be told
                 stop.set()
                 raise

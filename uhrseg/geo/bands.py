@@ -26,6 +26,9 @@ _STEPS = 4096.0
 _LARGEST = 1e9
 """Largest magnitude whose box sums still fit 64-bit integers: 1e9 * 4096 * (1400 px)^2 < 2^63."""
 
+_LOCAL_MEAN_BYTES = 48
+"""Bytes a pixel at work in `local_mean`, at most: six arrays of 64-bit numbers."""
+
 
 class Derived:
     """The bands `specs` of a scene, as the model's card lists them; a `Readable`.
@@ -87,6 +90,20 @@ class Derived:
         """Whether every channel is a band of the scene as it is."""
         return self._halo == (0, 0)
 
+    def read_bytes(self, height: int, width: int) -> tuple[int, int]:
+        """Bytes that `read_native` gives for a box of `height` x `width` pixels, and works with meanwhile besides."""
+        pixels = height * width
+        if isinstance(self.scene, Scene) and self.is_raw:
+            given = (len(self.bands) * self.scene.native_dtype.itemsize + 1) * pixels
+            return given, (len(self.bands) + 1) * pixels + (0 if self._is_straight else given)
+        around = (height + 2 * self._halo[0]) * (width + 2 * self._halo[1])
+        raw = (4 * len(self.scene.bands) + 1) * around
+        return (4 * len(self.bands) + 1) * pixels, raw + (0 if self.is_raw else _LOCAL_MEAN_BYTES * around)
+
+    @property
+    def _is_straight(self) -> bool:
+        return self._sources == list(range(len(self.scene.bands)))
+
     def read_native(self, geobox: GeoBox) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """As `read`; but bytes and 16-bit integers stay what they are where nothing is derived from them.
 
@@ -95,8 +112,7 @@ class Derived:
         if not isinstance(self.scene, Scene) or not self.is_raw:
             return self.read(geobox)
         raw, valid = self.scene.read_native(geobox)
-        straight = self._sources == list(range(len(raw)))
-        return raw if straight else raw[self._sources], valid
+        return raw if self._is_straight else raw[self._sources], valid
 
 
 def centred(window: NDArray[Any], valid: NDArray[np.bool_], channels: Sequence[int]) -> NDArray[Any]:

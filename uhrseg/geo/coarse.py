@@ -226,17 +226,19 @@ def _scene_mean(derived: Derived) -> NDArray[np.float32]:
     boxes = [box for _, box in read_blocks(derived, 1)]
     chosen = np.unique(np.linspace(0, len(boxes) - 1, _SAMPLED_BLOCKS).round().astype(int))
     for i in chosen:
-        sums.add(_sums_of(*derived.read(boxes[i] if len(boxes) <= _SAMPLED_BLOCKS else _middle(boxes[i]))))
+        box = boxes[i] if len(boxes) <= _SAMPLED_BLOCKS else _middle(boxes[i], _tile(derived))
+        sums.add(_sums_of(*derived.read(box)))
     if sums.count == 0:  # nothing but nodata there: read the rest
         for i in np.setdiff1d(np.arange(len(boxes)), chosen):
             sums.add(_sums_of(*derived.read(boxes[i])))
     return sums.padding(derived)
 
 
-def _middle(box: GeoBox) -> GeoBox:
-    """The middle of a block, a quarter of its pixels."""
+def _middle(box: GeoBox, tile: tuple[int, int]) -> GeoBox:
+    """The middle of a block, a quarter of its pixels, moved to where the file's tiles begin: fewer are decoded."""
     height, width = box.shape
-    return shifted(box, height // 4, width // 4, (max(height // 2, 1), max(width // 2, 1)))
+    top, left = (length // 4 // side * side for length, side in zip(box.shape, tile, strict=True))
+    return shifted(box, top, left, (max(height // 2, 1), max(width // 2, 1)))
 
 
 def _grid_path(grid: GeoBox, channels: int, folder: Path | None, in_memory: bool) -> str:
@@ -281,7 +283,7 @@ def _write_grid(
 def read_blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int], GeoBox]]:
     """Boxes that cover the scene once, aligned to cells, each with its (row, col), shaped after the file's blocks."""
     height, width = derived.geobox.shape
-    tile = getattr(derived.scene, "block", (1, width))
+    tile = _tile(derived)
     side = math.isqrt(_BLOCK_PIXELS)
     # A file of strips is read in full-width bands, a tiled one in squares: either way each block is decoded once.
     cols = width if tile[1] >= width else _multiple(max(side, tile[1]), tile[1])
@@ -291,6 +293,12 @@ def read_blocks(derived: Derived, factor: int) -> Iterator[tuple[tuple[int, int]
     for y in range(0, height, rows):
         for x in range(0, width, cols):
             yield (y, x), shifted(derived.geobox, y, x, (min(rows, height - y), min(cols, width - x)))
+
+
+def _tile(derived: Derived) -> tuple[int, int]:
+    """Height and width of the file's blocks."""
+    tile: tuple[int, int] = getattr(derived.scene, "block", (1, derived.geobox.shape[1]))
+    return tile
 
 
 def _multiple(value: int, of: int) -> int:

@@ -181,8 +181,11 @@ class Scene:
         """As `read`, but bytes and 16-bit integers come as they are; invalid pixels may hold anything."""
         row, col = pixel_offset(self.geobox, geobox)
         height, width = geobox.shape
-        kind = np.dtype(self.dtype if self.dtype in _NATIVE and self._plain else "float32")
-        array = np.zeros((len(self.bands), height, width), dtype=kind)  # (C, Y, X)
+        only = self.files[0]
+        if len(self.files) == 1 and _holds(only, row, col, height, width):
+            values, good = self._read_file(only, Window(col - only.col, row - only.row, width, height))
+            return values.astype(self.native_dtype, copy=False), good
+        array = np.zeros((len(self.bands), height, width), dtype=self.native_dtype)  # (C, Y, X)
         valid = np.zeros((height, width), dtype=np.bool_)  # (Y, X)
         for file in self.files:
             rows = _overlap(row, height, file.row, file.height)
@@ -194,8 +197,6 @@ class Scene:
             if before.all():
                 continue
             values, good = self._read_file(file, Window(cols[1], rows[1], cols[2], rows[2]))
-            if values.shape == array.shape and values.dtype == kind and len(self.files) == 1:
-                return values, good  # one file holds the whole box
             if before.any():
                 good &= ~before
                 np.copyto(array[(slice(None), *target)], values, where=good)
@@ -203,6 +204,11 @@ class Scene:
                 array[(slice(None), *target)] = values
             before |= good
         return array, valid
+
+    @property
+    def native_dtype(self) -> np.dtype[Any]:
+        """Type of what `read_native` gives."""
+        return np.dtype(self.dtype if self.dtype in _NATIVE and self._plain else "float32")
 
     @property
     def _plain(self) -> bool:
@@ -232,11 +238,11 @@ class Scene:
     ) -> NDArray[np.bool_]:
         """Where the file has data (Y, X), by the user's nodata value, else by GDAL's rules."""
         if file.nodata is not None:
-            return (values != file.nodata).all(axis=0)
+            return _differs(values, file.nodata)
         if not file.masked:
             return np.ones(values.shape[1:], dtype=np.bool_)
         if file.plain_nodata is not None:  # what GDAL's mask says, ten times faster
-            return (values != values.dtype.type(file.plain_nodata)).all(axis=0)
+            return _differs(values, values.dtype.type(file.plain_nodata))
         return dataset.read_masks(file.bidx, window=window).all(axis=0)
 
     def _handle(self, path: str) -> rasterio.DatasetReader:
@@ -286,6 +292,12 @@ def _union(boxes: list[GeoBox]) -> tuple[GeoBox, list[tuple[int, int]]]:
     return whole, [(r - top, c - left) for r, c in corners]
 
 
+def _holds(file: _File, row: int, col: int, height: int, width: int) -> bool:
+    """Whether a box lies in a file, wholly."""
+    rows = file.row <= row and row + height <= file.row + file.height
+    return rows and file.col <= col and col + width <= file.col + file.width
+
+
 def _overlap(start: int, length: int, other: int, other_length: int) -> tuple[int, int, int] | None:
     """Common part of two intervals: offset in the first, offset in the second, length; None when empty."""
     low, high = max(start, other), min(start + length, other + other_length)
@@ -295,6 +307,14 @@ def _overlap(start: int, length: int, other: int, other_length: int) -> tuple[in
 def block_pixels(length: int, whole: int, block: int) -> int:
     """Pixels in the blocks that an interval can touch, among those of an axis of `whole` pixels."""
     return min(math.ceil((length - 1) / block) + 1, math.ceil(whole / block)) * block
+
+
+def _differs(values: NDArray[Any], nodata: Any) -> NDArray[np.bool_]:
+    """Where every band (C, Y, X) differs from a value; band after band, which needs a third of the memory of all."""
+    good: NDArray[np.bool_] = values[0] != nodata  # (Y, X)
+    for band in values[1:]:
+        good &= band != nodata
+    return good
 
 
 def _column(values: tuple[float, ...]) -> NDArray[np.float32]:
