@@ -61,8 +61,9 @@ class LinearHead(nn.ConvTranspose2d):
         for k in range(weight.shape[1]):
             square = weight[:, k].flatten(1)  # (C, side * side)
             for out, sample in zip(logits[:, k], tokens, strict=True):
-                y = (sample @ square).view(height, width, side, side).transpose(1, 2)
-                out.copy_(y if self.bias is None else y + self.bias[k : k + 1])
+                out.copy_((sample @ square).view(height, width, side, side).transpose(1, 2))
+                if self.bias is not None:
+                    out += self.bias[k]
         return logits.flatten(4, 5).flatten(2, 3)
 
 
