@@ -76,7 +76,7 @@ def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:
     assert again.exit_code == 2 and "--overwrite" in again.stderr
 
 
-@pytest.mark.parametrize("name", ["vit", "swinv2", "glam single", "flatten", "vit fusion"])
+@pytest.mark.parametrize("name", ["vit", "swinv2", "glam", "glam single", "flatten", "vit fusion"])
 def test_the_graph_has_no_breaks_and_compiled_labels_are_the_same(name: str) -> None:
     options: dict[str, Any] = {"strategy": "relays", **FAMILIES[name]}
     factor = None if options["strategy"] == "single" else 4

@@ -90,6 +90,40 @@ def test_skipping_what_nothing_reads_changes_nothing(options: dict, order: str) 
 
 
 @TRUNKS
+@pytest.mark.parametrize("strategy", ["relays", "single"])
+@pytest.mark.parametrize("with_context", [True, False])
+def test_few_samples_at_a_time_give_what_all_give(
+    options: dict, strategy: str, with_context: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPU without gradients blocks take parts of the batch: of 5 samples two at a time, and the last alone."""
+    model, (local, context) = make(options, strategy=strategy), images(batch=5)
+    given = (local, context, with_context) if strategy == "relays" else (local,)
+    sizes = set()
+    last = model.trunk.body.blocks[-1] if options is VIT else model.trunk.layers[-1].blocks[-1]
+    last.norm2.register_forward_hook(lambda _, args, out: sizes.add(len(args[0])))
+    outputs = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for numbers in (10**9, 2 * 16 * 24 if options is VIT else 2 * 8 * 8 * 16):
+            monkeypatch.setattr("uhrseg.models.vit._NUMBERS_AT_ONCE", numbers)
+            monkeypatch.setattr("uhrseg.models.swin._NUMBERS_AT_ONCE", numbers)
+            sizes.clear()
+            with torch.inference_mode():
+                outputs.append(model(*given))
+            assert sizes == ({5} if numbers == 10**9 else {1, 2})
+    finally:
+        torch.set_num_threads(threads)
+    all_at_once, few = outputs
+    assert torch.equal(few.logits, all_at_once.logits)
+    if with_context and strategy == "relays":
+        assert torch.equal(few.context_logits, all_at_once.context_logits)
+    with torch.enable_grad():  # gradients: all at once, the head too
+        torch.testing.assert_close(model(*given).logits, few.logits, atol=1e-5, rtol=1e-4)
+        assert sizes == {1, 2, 5}
+
+
+@TRUNKS
 @ORDERS
 @pytest.mark.parametrize("share_projector", [True, False])
 def test_gradient_reaches_every_parameter(options: dict, order: str, share_projector: bool) -> None:

@@ -33,19 +33,38 @@ class LinearHead(nn.ConvTranspose2d):
 
     def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:  # type: ignore[override]
         """The last map (B, C, H, W) -> logits (B, classes, H * stride, W * stride); the image is not looked at."""
-        x, side = maps[-1], self.stride[0]
-        # As a matrix product: torch's transposed convolution took about a quarter of SwinV2-S's forward in bf16 on CPU.
+        x = maps[-1]
+        # As matrix products: torch's transposed convolution took about a quarter of SwinV2-S's forward in bf16 on CPU.
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        weight = self.weight.flatten(1).to(tokens.dtype)  # cast once; autocast would do it for each product
-        # (B, HW, classes * side * side), one product per sample: one over all chooses its steps by their number, and
-        # rounds otherwise.
-        apart = not self.training and x.device.type == "cpu" and not torch.compiler.is_exporting()
-        y = torch.stack([sample @ weight for sample in tokens]) if apart else tokens @ weight
+        weight = self.weight.to(tokens.dtype)  # cast once; autocast would do it for each product
+        apart = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        product = self._by_class if apart and x.device.type == "cpu" else self._at_once
+        return product(tokens, weight, x.shape[2], x.shape[3])
+
+    def _at_once(self, tokens: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+        """tokens (B, H * W, C), weight (C, classes, side, side) -> (B, classes, H * side, W * side)."""
+        side = self.stride[0]
+        y = tokens @ weight.flatten(1)  # (B, HW, classes * side * side)
         if self.bias is not None:
             y = y + self.bias.repeat_interleave(side * side)
-        y = y.unflatten(1, x.shape[2:])
-        y = y.unflatten(3, (-1, side, side))  # (B, H, W, classes, side, side)
-        return y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)  # (B, classes, H * side, W * side)
+        y = y.unflatten(1, (height, width)).unflatten(3, (-1, side, side))  # (B, H, W, classes, side, side)
+        return y.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    def _by_class(self, tokens: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
+        """The same without gradients, one product per class and sample.
+
+        Per sample, because one product for all chooses its steps by their number, and rounds otherwise; per class,
+        because a class's weights stay in the cache meanwhile and logits are written once, in their place.
+        """
+        side, dtype = self.stride[0], torch.promote_types(tokens.dtype, self.weight.dtype)
+        logits = tokens.new_empty(tokens.shape[0], weight.shape[1], height, side, width, side, dtype=dtype)
+        for k in range(weight.shape[1]):
+            square = weight[:, k].flatten(1)  # (C, side * side)
+            for out, sample in zip(logits[:, k], tokens, strict=True):
+                out.copy_((sample @ square).view(height, width, side, side).transpose(1, 2))
+                if self.bias is not None:
+                    out += self.bias[k]
+        return logits.flatten(4, 5).flatten(2, 3)
 
 
 class BilinearHead(nn.Conv2d):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +27,7 @@ __all__ = [
     "Trunk",
     "Want",
     "by_rows",
+    "in_parts",
     "one_scale",
     "two_scales",
 ]
@@ -169,6 +171,34 @@ def by_rows(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     missing = _FEWEST_ROWS - x.shape[1]
     return layer(x) if missing <= 0 else layer(F.pad(x, (0, 0, 0, missing)))[:, : x.shape[1]]
+
+
+def in_parts(
+    block: Block, tokens: Tensor, relays: Tensor | None, want: Want, numbers: int
+) -> tuple[Tensor, Tensor | None]:
+    """``block(tokens, relays, want)`` for patch tokens (B, ..., C), on CPU for samples with ``numbers`` at a time.
+
+    Samples do not meet in a block, so results are the same. With all samples at once what is made inside outgrows the
+    caches, and in the first stage of SwinV2-S (40 MB) even what the system hands out without clearing it first.
+    """
+    samples = _samples_at_once(tokens, numbers)
+    if samples >= tokens.shape[0]:
+        return block(tokens, relays, want)
+    some = tokens.split(samples)
+    theirs = [None] * len(some) if relays is None else relays.split(samples)
+    parts = [block(*part, want) for part in zip(some, theirs, strict=True)]
+    updated = [part for _, part in parts if part is not None]
+    whole = tokens if want == "relays" else torch.cat([part for part, _ in parts])
+    return whole, torch.cat(updated) if updated else None
+
+
+def _samples_at_once(tokens: Tensor, numbers: int) -> int:
+    """Of the batch in nearly equal parts; all of it with gradients, which keep what is made inside anyway."""
+    batch = tokens.shape[0]
+    if tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return batch
+    parts = -(-tokens.numel() // numbers)
+    return -(-batch // parts)
 
 
 def _project(stage: Stage, relays: Tensor | None) -> Tensor | None:

@@ -18,9 +18,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from uhrseg.errors import InputError
-from uhrseg.models.relay import CONTEXT, Scale, Want
+from uhrseg.models.relay import CONTEXT, Scale, Want, in_parts
 
 __all__ = ["VitTrunk", "is_plain", "timm_vit", "vit"]
+
+_NUMBERS_AT_ONCE = 2**19  # of patch tokens; measured on ViT-S: half of 8 samples at a time took 3 % less than all
 
 
 class VitTrunk(nn.Module):
@@ -185,6 +187,9 @@ class _VitBlock:
     block: nn.Module
 
     def __call__(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]:
+        return in_parts(self._at_once, tokens, relays, want, _NUMBERS_AT_ONCE)
+
+    def _at_once(self, tokens: Tensor, relays: Tensor | None, want: Want = "both") -> tuple[Tensor, Tensor | None]:
         if relays is None:
             return self.block(tokens), None
         count = relays.shape[1]
