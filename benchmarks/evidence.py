@@ -50,12 +50,12 @@ class Job:
 
 
 def context_jobs(suites: Sequence[Suite], seeds: Sequence[int], lines: Sequence[str], folder: Path) -> list[Job]:
-    """Lines of the context suite, seed by seed; `lines` chooses among strategies."""
+    """Lines of the context suite, seed by seed; `lines` chooses among those of the suites that have any of them."""
     jobs = []
     for seed in seeds:
         for suite in suites:
             for line in suite.lines:
-                if not lines or line in lines or suite.lines is not context.STRATEGIES:
+                if line in lines or not set(lines) & set(suite.lines):
                     run = functools.partial(suite.row, line, seed)
                     jobs.append(Job((suite.name, line, seed), run, suite.recipe(line, seed, folder)))
     return jobs
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="long", choices=context.SIZES)
     parser.add_argument("--tables", default="", help="of the context suite, by commas")
-    parser.add_argument("--lines", default="", help="of the strategies' tables these lines only, by semicolons")
+    parser.add_argument("--lines", default="", help="of the tables that have any of these lines, these only; by semicolons")
     parser.add_argument("--dubai", type=Path, help="folder of the scenes")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/dubai_full.toml"))
     parser.add_argument("--seeds", default="1,2,3")
