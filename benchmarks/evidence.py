@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", default="long", choices=context.SIZES)
     parser.add_argument("--tables", default="", help="of the context suite, by commas")
-    parser.add_argument("--lines", default="", help="of the tables that have any of these lines, these only; by semicolons")
+    parser.add_argument("--lines", default="", help="of tables that have any of these lines, these only; by semicolons")
     parser.add_argument("--dubai", type=Path, help="folder of the scenes")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/dubai_full.toml"))
     parser.add_argument("--seeds", default="1,2,3")
