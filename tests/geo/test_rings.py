@@ -87,3 +87,16 @@ def test_roots_are_the_smallest_nodes(pairs: list[tuple[int, int]]) -> None:
         for a, b in pairs:
             expected[a] = expected[b] = min(expected[a], expected[b])
     assert roots(31, left, right).tolist() == expected.tolist()
+
+
+def test_components_times_columns_beyond_32_bits() -> None:
+    """Squares of one pixel, 300 000 of them, the last ones some 20 000 columns to the right."""
+    count, first = 300_000, 0
+    component = np.arange(count, dtype=np.int32)
+    left = np.where(component < count // 2, first, 20_000).astype(np.int32)
+    edges = np.empty((2 * count, 4), np.int32)  # the upper edge of each runs to larger columns, the lower one back
+    edges[0::2] = np.stack([component, component, left, left + 1], axis=1)
+    edges[1::2] = np.stack([component, component + 1, left + 1, left], axis=1)
+    found = outlines(edges, Affine.identity())
+    assert len(found) == count and (shapely.area(found) == 1).all()
+    assert (shapely.bounds(found)[:, 0] == left).all()

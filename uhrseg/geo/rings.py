@@ -55,6 +55,7 @@ def pixel_counts(edges: Edges) -> Ints:
 
 def order_of(keys: Ints | NDArray[np.int32]) -> Ints:
     """The stable order (N,) of integers from 0, by 16 bits at a time: those NumPy counts, others it compares."""
+    assert keys.min(initial=0) >= 0, "keys overflowed"
     order = np.argsort(keys.astype(np.uint16), kind="stable")
     while (keys := keys >> 16).any():
         order = order[np.argsort(keys.astype(np.uint16)[order], kind="stable")]
@@ -71,7 +72,8 @@ def _successors(edges: Edges) -> Ints:
     """
     columns = edges[:, 2:].astype(np.int64)
     width = int(columns.max(initial=0)) + 1
-    corners = order_of((edges[:, :1] * width + columns).ravel())
+    component = edges[:, :1].astype(np.int64)  # times the width it would not fit 32 bits
+    corners = order_of((component * width + columns).ravel())
     upper, lower = corners[0::2], corners[1::2]
     ends_above = upper & 1 == 1
     successor = np.empty(len(edges), np.int64)
