@@ -139,7 +139,7 @@ def test_layers_that_cannot_be_the_labels_are_refused(tmp_path: Path) -> None:
         "unknown": "kind holds 'huts', but the legend has ground, bright, dark: map it in data.label_values",
         "unfilled": "has polygons without a kind",
         "empty": "has no polygons",
-        "corrupt": "cannot be opened as vector labels",
+        "corrupt": "cannot be opened as polygons",
     }.items():
         data = recipe_for(tmp_path, f"data.labels={name}.gpkg", "data.label_column=kind").data
         with pytest.raises(InputError, match=said):

@@ -22,8 +22,10 @@ from tests.rasters import COLOURS, UTM, write_raster
 from uhrseg.card import read_legend
 from uhrseg.cli.main import app
 from uhrseg.engine import evaluate as module
-from uhrseg.engine.evaluate import evaluate
+from uhrseg.engine.evaluate import evaluate, legend_named
+from uhrseg.engine.fit import find_model
 from uhrseg.errors import InputError
+from uhrseg.geo.labels import geometry_layers
 from uhrseg.legend import Legend, LegendClass
 
 LEGEND = Legend(tuple(LegendClass(i, f"class{i}", COLOURS[i]) for i in range(4)), background=0)
@@ -164,3 +166,12 @@ def polygons(path: Path, boxes: list[tuple[int, int, int, int]]) -> Path:
     ids = range(1, len(shapes) + 1)
     geopandas.GeoDataFrame({"class_id": ids, "geometry": shapes}, crs=UTM).to_file(path)
     return path
+
+
+def test_a_legend_is_named_in_many_ways(tmp_path: Path) -> None:
+    shipped = legend_named("swinv2-relay")
+    assert "mound" in shipped.names and legend_named(find_model("swinv2-relay")) == shipped
+    with pytest.raises(InputError, match="carries no legend"):
+        legend_named(write_raster(tmp_path / "plain.tif", np.zeros((4, 4), np.uint8)))
+    with pytest.raises(InputError, match="GeoParquet is not read here"):
+        geometry_layers(tmp_path / "a.parquet")

@@ -122,6 +122,17 @@ def test_threads_that_read_ahead_do_not_show(networks: Any, monkeypatch: pytest.
     np.testing.assert_array_equal(prediction.labels.values, alone)
 
 
+def test_a_style_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    source = write_raster(tmp_path / "source.tif", terrain(40, 40))
+    card = threshold_card((300.0,))
+    (tmp_path / "map.qml").write_text("mine")
+    with pytest.raises(InputError, match="map.qml exists already"):
+        predict(source, (make_model(card), card)).write(tmp_path / "map.tif")
+    assert (tmp_path / "map.qml").read_text() == "mine" and not (tmp_path / "map.tif").exists()
+    predict(source, (make_model(card), card)).write(tmp_path / "map.tif", overwrite=True)
+    assert (tmp_path / "map.qml").read_text() != "mine"
+
+
 def test_a_network_equals_a_naive_full_buffer(networks: Any) -> None:
     source, module, card = networks
     prediction = predict(source, (module, card), precision="fp32")

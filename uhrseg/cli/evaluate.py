@@ -19,7 +19,7 @@ def evaluate_command(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Reference: class map or polygons.")],
     legend: Annotated[
         Path | None,
-        typer.Option("--legend", metavar="FILE", help="Classes: a card.toml, a recipe, or [[class]] tables."),
+        typer.Option("--legend", metavar="FILE", help="Classes: a model, a class map, a recipe or [[class]] tables."),
     ] = None,
     label_column: Annotated[
         str | None, typer.Option("--label-column", metavar="NAME", help="Attribute of vector labels with the class.")
@@ -38,10 +38,10 @@ def evaluate_command(
     Example:
       $ uhrseg evaluate classes.tif labels.gpkg
     """
-    from uhrseg.card import read_legend
-    from uhrseg.engine.evaluate import evaluate
+    from uhrseg.engine.evaluate import evaluate, legend_named
 
-    result = evaluate(prediction, labels, None if legend is None else read_legend(legend), res=res, column=label_column)
+    classes = None if legend is None else legend_named(legend)
+    result = evaluate(prediction, labels, classes, res=res, column=label_column)
     for note in () if quiet else result.notes:
         say(note)
     if json:

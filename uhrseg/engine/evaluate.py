@@ -13,6 +13,8 @@ import pyproj
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from uhrseg.card import read_legend
+from uhrseg.engine.fit import find_model, shipped_models
 from uhrseg.engine.score import Confusion
 from uhrseg.errors import InputError
 from uhrseg.geo.labels import VECTOR_SUFFIXES, geometry_layer, read_labels
@@ -22,7 +24,7 @@ from uhrseg.geo.source import open_dataset
 from uhrseg.geo.style import legend_from_tags
 from uhrseg.legend import NODATA, Legend
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate", "legend_named"]
 
 _TILE = 4096
 """Side of the square compared at a time: memory does not grow with the rasters."""
@@ -60,8 +62,8 @@ def evaluate(
     legend = legend or _legend_of(prediction) or _legend_of(labels)
     if legend is None:
         raise InputError(
-            f"neither {prediction} nor {labels} says what its classes are: pass --legend FILE (a model's card.toml, a "
-            "recipe, or [[class]] tables with id, name and color)"
+            f"neither {prediction} nor {labels} says what its classes are: pass --legend (a model's name or folder, a "
+            "class map, a recipe, or [[class]] tables with id, name and color)"
         )
     grid = _common_grid(Path(prediction), Path(labels), res)
     predicted_legend = replace(legend, ignore=NODATA)
@@ -75,9 +77,25 @@ def evaluate(
     return Evaluation(confusion.scores(legend), legend, grid, notes)
 
 
+def legend_named(name: str | Path) -> Legend:
+    """The legend of a file (see `read_legend`), of a class map that `predict` wrote, or of a model, by folder or name.
+
+    Raises `InputError` for anything else.
+    """
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() in (".tif", ".tiff"):
+        found = _legend_of(path)
+        if found is None:
+            raise InputError(f"{name} carries no legend: name a class map that uhrseg wrote, a card.toml or a recipe")
+        return found
+    if path.is_dir() or (not path.exists() and str(name) in shipped_models()):
+        return read_legend(find_model(name) / "card.toml")
+    return read_legend(path)
+
+
 def _is_vector(path: Path) -> bool:
     if path.suffix.lower() == ".parquet":
-        raise InputError(f"{path}: GeoParquet is not read here: convert it (ogr2ogr, or geopandas) to a GeoPackage")
+        geometry_layer(path)  # refuses it
     return path.suffix.lower() in VECTOR_SUFFIXES
 
 

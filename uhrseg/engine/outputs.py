@@ -122,8 +122,10 @@ class Outputs:
         for path in self.paths:
             if path.resolve() in sources:
                 raise InputError(f"{path} is the source itself: choose another output")
-            if path.exists() and not overwrite:
-                raise InputError(f"{path} exists already: pass --overwrite to replace it, or choose another name")
+            style = [path.with_suffix(".qml")] if path in self.maps else []  # it lies beside the map
+            for file in (path, *style):
+                if file.exists() and not overwrite:
+                    raise InputError(f"{file} exists already: pass --overwrite to replace it, or choose another name")
             if not path.parent.is_dir():
                 raise InputError(f"{path.parent} is no folder: create it first")
         if len({p.resolve() for p in self.paths}) < len(self.paths) or len(self.maps) > 1:

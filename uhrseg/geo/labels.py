@@ -24,7 +24,9 @@ from uhrseg.geo.plan import pixel_offset
 from uhrseg.geo.source import open_dataset
 from uhrseg.legend import Legend
 
-__all__ = ["VECTOR_SUFFIXES", "crs_name", "geometry_layer", "layer_facts", "read_area", "read_labels"]
+__all__ = [
+    "VECTOR_SUFFIXES", "crs_name", "geometry_layer", "geometry_layers", "layer_facts", "read_area", "read_labels",
+]  # fmt: skip
 
 VECTOR_SUFFIXES = (".gpkg", ".fgb", ".geojson", ".json", ".shp")
 """Files with these suffixes are vector labels, all others raster labels."""
@@ -190,15 +192,24 @@ def _polygons(path: Path, geobox: GeoBox, columns: list[str]) -> geopandas.GeoDa
     return table
 
 
+def geometry_layers(path: Path) -> list[str]:
+    """The layers with geometries; `InputError` for what is no vector file, and for GeoParquet, which few GDALs read."""
+    if path.suffix.lower() == ".parquet":
+        raise InputError(f"{path}: GeoParquet is not read here: convert it (ogr2ogr, or geopandas) to a GeoPackage")
+    try:
+        return [str(name) for name, geometry in pyogrio.list_layers(path) if geometry is not None]
+    except pyogrio.errors.DataSourceError as error:
+        raise InputError(
+            f"{path} cannot be opened as polygons: name a GeoPackage, FlatGeobuf, GeoJSON or Shapefile"
+        ) from error
+
+
 def geometry_layer(path: Path) -> str:
     """The one layer with geometries; `InputError` for a file without one, or with several."""
-    try:
-        layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
-    except pyogrio.errors.DataSourceError as error:
-        raise InputError(f"{path} cannot be opened as vector labels: {error}") from error
+    layers = geometry_layers(path)
     if len(layers) != 1:
         raise InputError(f"{path} has {len(layers)} layers of geometries ({', '.join(layers)}), but labels need one")
-    return str(layers[0])
+    return layers[0]
 
 
 def _column(path: Path, wanted: str | Sequence[str] | None) -> str:
@@ -208,9 +219,9 @@ def _column(path: Path, wanted: str | Sequence[str] | None) -> str:
         if column in fields:
             return column
     raise InputError(
-        f"{path} has no column {' or '.join(columns)}: name the one that holds class ids or names "
-        f"(data.label_column or --label-column), of {', '.join(fields) or 'none'}, or, to train, the class of every "
-        "polygon (data.label_class)"
+        f"{path} has no column {' or '.join(columns)} (its columns: {', '.join(fields) or 'none'}): name the one that "
+        "holds class ids or names (--label-column, in a recipe data.label_column; there data.label_class makes all "
+        "polygons one class)"
     )
 
 

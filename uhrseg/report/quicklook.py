@@ -20,6 +20,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from uhrseg.errors import InputError, RunError
+from uhrseg.geo.labels import geometry_layers
 from uhrseg.geo.scene import ground_sampling_distance
 from uhrseg.geo.style import legend_from_tags
 from uhrseg.legend import Legend, LegendClass
@@ -214,11 +215,12 @@ def _draw_outlines(axes: Axes, path: str | Path, grid: GeoBox, legend: Legend | 
     """Outlines in the raster's pixel coordinates; returns a note for the title."""
     from matplotlib.collections import LineCollection
 
-    try:
-        total = pyogrio.read_info(path, layer=0, force_feature_count=True)["features"]
-        table = pyogrio.read_dataframe(path, layer=0, max_features=_MAX_OUTLINES)
-    except pyogrio.errors.DataSourceError as error:
-        raise InputError(f"{path} cannot be opened as polygons: {error}") from error
+    layers = geometry_layers(Path(path))
+    if not layers:
+        raise InputError(f"{path} holds no geometries: name a file of polygons")
+    layer = layers[0]
+    total = pyogrio.read_info(path, layer=layer, force_feature_count=True)["features"]
+    table = pyogrio.read_dataframe(path, layer=layer, max_features=_MAX_OUTLINES)
     if table.crs is not None and grid.crs is not None:
         table = table.to_crs(pyproj.CRS.from_wkt(grid.crs.to_wkt()))
     parts = table.explode(ignore_index=True)
