@@ -3,7 +3,7 @@
     python benchmarks/evidence.py -o evidence --size long --tables mark,control,relay-count,losses --seeds 1,2,3
     python benchmarks/evidence.py -o evidence --dubai FOLDER --recipe recipes/dubai_full.toml --seeds 42,43,44
     python benchmarks/evidence.py -o evidence --size small --tables control --set train.epochs=32
-    python benchmarks/evidence.py -o evidence ... --minutes 9        # starts no run that would end later
+    python benchmarks/evidence.py -o evidence ... --minutes 9  # no run is started that would end later, or goes on then
 
 Every run is one line of `uhrseg benchmark context` or `uhrseg benchmark dubai --train`, with its row in
 ``evidence/results.json``; rows that are there are not run again. What differs is speed alone: scenes are loaded once,
@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import torch
 
 from uhrseg.benchmark import context, datasets, trials
 from uhrseg.benchmark.context import Suite
-from uhrseg.benchmark.rows import Results, Row
+from uhrseg.benchmark.rows import Results, Row, slug
 from uhrseg.benchmark.run import write_report
 from uhrseg.data import scenes as scenes_module
 from uhrseg.data.split import split_rasters
@@ -68,17 +67,9 @@ def dubai_jobs(recipe: Path, root: Path, seeds: Sequence[int], overrides: Sequen
     for seed in seeds:
         for trial in trials.TABLE_3:
             changed = Recipe.read(recipe, [*trial.changes, *changes, f"seed={seed}"])
-            run = functools.partial(_dubai_row, recipe, tuple(changes), trial.name, seed)
-            jobs.append(Job(("dubai", f"{trial.table}: {trial.name}", seed), run, changed))
+            run = functools.partial(datasets.trial_row, "dubai", trial, recipe, changes, seed)
+            jobs.append(Job(("dubai", datasets.trial_name(trial), seed), run, changed))
     return jobs
-
-
-def _dubai_row(recipe: Path, changes: Sequence[str], name: str, seed: int, folder: Path) -> Row:
-    """The row of one line: `datasets.train_trials` with nothing else to do."""
-    own = Results(folder / "one" / f"{name}-{seed}".replace(" ", "-").replace(",", ""))
-    datasets.trials_for = lambda suite: [t for t in trials.TABLE_3 if t.name == name]  # type: ignore[assignment]
-    (row,) = datasets.train_trials("dubai", recipe, changes, [seed], own)
-    return row
 
 
 def share_scenes() -> None:
@@ -106,22 +97,19 @@ def preload(recipe: Recipe) -> None:
 
 
 def child(job: Job, folder: Path) -> None:
-    """One run in a process of its own; its row goes to a file, what went wrong to another."""
+    """One run in a process of its own; its row goes to a file, and what it says, errors too, to another."""
     torch.set_num_threads(1)
-    name = "-".join(str(part) for part in job.key).replace(" ", "-").replace(":", "").replace(",", "")
+    name = slug(" ".join(str(part) for part in job.key))
     sys.stdout = sys.stderr = open(folder / "logs" / f"{name}.txt", "w", buffering=1)  # noqa: SIM115
-    started = time.perf_counter()
-    try:
-        row = job.run(folder=folder)
-        (folder / "rows" / f"{name}.json").write_text(row.model_dump_json())
-        print(f"took {time.perf_counter() - started:.0f} s")
-    except BaseException:
-        traceback.print_exc()
-        raise
+    row = job.run(folder=folder)
+    (folder / "rows" / f"{name}.json").write_text(row.model_dump_json())
 
 
 def run_jobs(jobs: list[Job], results: Results, at_once: int, until: float) -> None:
-    """Run jobs, the first first; none is started that would, by the longest so far, end after `until`."""
+    """Run jobs, the first first; none is started that would, by the longest so far, end after `until`.
+
+    Those that still run then are ended; begun again, they go on from their checkpoint.
+    """
     running: dict[Any, tuple[Job, float]] = {}
     longest, todo = 0.0, list(jobs)
     while todo or running:

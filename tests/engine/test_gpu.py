@@ -52,6 +52,8 @@ def test_training_runs_on_a_gpu_and_its_model_predicts(tmp_path: Path) -> None:
     write_discs(tmp_path)
     recipe = recipe_for(tmp_path, "train.device=cuda", "train.precision=bf16", "train.workers=1")
     model = train(recipe, tmp_path / "run", quiet=True)
-    labels = predict_labels(tmp_path / "a_dtm.tif", *load_model(model), device="cuda")
-    assert set(np.unique(labels)) <= {0, 1, 2, 255}
+    source, (module, card) = tmp_path / "a_dtm.tif", load_model(model)
+    expected = predict_labels(source, module, card, device="cpu", precision="fp32")
+    found = predict_labels(source, module, card, device="cuda", precision="fp32")
+    assert (found == expected).mean() >= 0.999
 

@@ -7,14 +7,13 @@ same number of steps and crops. The cue ``mark-near`` shows that what decides ca
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uhrseg.benchmark.datasets import train_run
-from uhrseg.benchmark.rows import Results, Row
+from uhrseg.benchmark.rows import Results, Row, slug
 from uhrseg.benchmark.score import score_model
 from uhrseg.data.simulate import CLASSES, CUES, write_dataset
 from uhrseg.overrides import apply_override
@@ -173,7 +172,7 @@ class Suite:
         """Train a line, or find it trained, and score it."""
         recipe = self.recipe(line, seed, folder)
         words = f"{self.size} {EXPERIMENTS[self.experiment][0]} {line} {seed} {' '.join(self.overrides)}"
-        model = train_run(recipe, folder / "runs" / re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-"))
+        model = train_run(recipe, folder / "runs" / slug(words))
         return score_model(
             model, recipe, "val", suite=self.name, name=line, seed=seed, pictures=folder / "pictures"
         )

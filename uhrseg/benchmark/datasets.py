@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from uhrseg.benchmark.rows import Results, Row
+from uhrseg.benchmark.rows import Results, Row, slug
 from uhrseg.benchmark.score import score_model
 from uhrseg.benchmark.trials import Trial, trials_for
 from uhrseg.data.datasets import Split
 from uhrseg.engine.train import train
 from uhrseg.recipe import Recipe
 
-__all__ = ["score_folders", "train_run", "train_trials"]
+__all__ = ["score_folders", "train_run", "train_trials", "trial_name", "trial_row"]
 
 
 def score_folders(suite: str, recipe: Recipe, models: Sequence[str], pictures: Path) -> Iterator[Row]:
@@ -39,25 +38,31 @@ def train_trials(
         if tables and trial.table not in tables:
             continue
         for seed in seeds:
-            name = f"{trial.table}: {trial.name}"
-            if (suite, name, seed) in results:
-                continue
-            changed = Recipe.read(recipe, [*trial.changes, *overrides, f"seed={seed}"])
-            model = train_run(changed, results.folder / "runs" / _slug(suite, trial, seed), fast_dev_run)
-            row = score_model(
-                model, changed, _split(changed), suite=suite, name=name, seed=seed, pictures=results.folder / "pictures"
-            )
-            paper = {"mIoU": trial.paper[suite]} if suite in trial.paper else {}
-            yield row.model_copy(update={"paper": paper})
+            if (suite, trial_name(trial), seed) not in results:
+                yield trial_row(suite, trial, recipe, overrides, seed, results.folder, fast_dev_run)
+
+
+def trial_name(trial: Trial) -> str:
+    """What the row of a line is called."""
+    return f"{trial.table}: {trial.name}"
+
+
+def trial_row(
+    suite: str, trial: Trial, recipe: Path, overrides: Sequence[str], seed: int, folder: Path,
+    fast_dev_run: bool = False,
+) -> Row:  # fmt: skip
+    """Train a line of a table, or find it trained in ``folder / runs``, and score it."""
+    changed = Recipe.read(recipe, [*trial.changes, *overrides, f"seed={seed}"])
+    model = train_run(changed, folder / "runs" / slug(f"{suite} {trial.table} {trial.name} {seed}"), fast_dev_run)
+    row = score_model(
+        model, changed, _split(changed), suite=suite, name=trial_name(trial), seed=seed, pictures=folder / "pictures"
+    )
+    return row.model_copy(update={"paper": {"mIoU": trial.paper[suite]} if suite in trial.paper else {}})
 
 
 def _split(recipe: Recipe) -> Split:
     """The split the paper reports: test, or val where the test labels are not public."""
     return "test" if recipe.data.test else "val"
-
-
-def _slug(suite: str, trial: Trial, seed: int) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", f"{suite} {trial.table} {trial.name} {seed}".lower())
 
 
 def train_run(recipe: Recipe, run: Path, fast_dev_run: bool = False) -> Path:

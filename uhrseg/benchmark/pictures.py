@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+from uhrseg.benchmark.rows import slug
 from uhrseg.card import ModelCard
 from uhrseg.data.datasets import LabelledRaster
 from uhrseg.engine.attention import draw_relays
@@ -35,7 +35,7 @@ def draw_scene(
     """PNGs around a feature, pixel for pixel: {'image' | 'labels' | 'prediction': file name in `folder`}."""
     rows, cols = feature_part(labels, card.legend, _SIDE)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {kind: f"{_slug(name)}-{kind}.png" for kind in ("image", "labels", "prediction")}
+    files = {kind: f"{slug(name)}-{kind}.png" for kind in ("image", "labels", "prediction")}
     save_image(view_of(source, box, rows, cols), folder / files["image"])
     save_classes(labels[rows, cols], card.legend, card.legend.ignore, folder / files["labels"])
     save_classes(prediction[rows, cols], card.legend, None, folder / files["prediction"])
@@ -53,14 +53,10 @@ def draw_attention(
     y, x = (rows.start + rows.stop) / 2, (cols.start + cols.stop) / 2
     (left, top), (right, bottom) = box.transform * (x - 1, y - 1), box.transform * (x + 1, y + 1)
     bounds = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
-    png = f"{_slug(name)}-attention.png"
+    png = f"{slug(name)}-attention.png"
     try:
         draw_relays(model, source.raster, folder / png, bounds=bounds)
     except InputError as error:
         warnings.warn(f"{name}: no attention is drawn: {error}", stacklevel=2)
         return {}
     return {"attention": png}
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

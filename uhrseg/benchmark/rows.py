@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from uhrseg.card import explain
 from uhrseg.errors import InputError
 
-__all__ = ["Provenance", "Results", "Row", "schema"]
+__all__ = ["Provenance", "Results", "Row", "schema", "slug"]
 
 SCHEMA = 1
 """Version of ``results.json``; it changes when a field changes its meaning."""
@@ -64,6 +65,11 @@ class _File(BaseModel):
 
     schema_version: int = SCHEMA
     rows: list[Row] = Field(default_factory=list)
+
+
+def slug(text: str) -> str:
+    """`text` as the name of a file or folder: lower case, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def schema() -> dict[str, Any]:

@@ -121,7 +121,8 @@ def load_scenes(
         return (_load_in_memory if small else _load_on_disk)(source, derived, data, factor, context, folder)
 
     with gdal_settings([path for scene in scenes for path in scene.paths]):
-        return list(in_order(load, zip(rasters, scenes, strict=True), min(_LOADERS, os.cpu_count() or 1)))
+        threads = min(_LOADERS, os.cpu_count() or 1) if in_memory else 1  # each takes memory beside what it loads
+        return list(in_order(load, zip(rasters, scenes, strict=True), threads))
 
 
 def _bytes_per_pixel(bands: int, factor: int | None) -> float:

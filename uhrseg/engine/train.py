@@ -235,7 +235,7 @@ def _new_state(recipe: Recipe, fabric: Fabric) -> State:
         checkpoint_activations(module)
     # One kernel for all weights; the scaler of fp16 cannot clip gradients for it.
     fused = fabric.device.type == "cuda" and resolve_precision(settings.precision, fabric.device) != "fp16"
-    optimizer = AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    optimizer = AdamW(module.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=fused or None)
     samples = settings.batch_size * settings.accumulate * fabric.world_size
     return State(module, optimizer, schedule.plateau(optimizer), samples)
 
