@@ -15,16 +15,19 @@ from uhrseg.geo.plan import TilePlan, taper
 
 
 def full_buffer(plan: TilePlan, logits: dict[tuple[int, int], torch.Tensor], ramp: np.ndarray) -> torch.Tensor:
-    """The naive blend: the windows of a row added into one buffer as wide as the lattice, the rows into one as high."""
+    """The naive blend: the windows of a row added into one buffer as wide as the lattice, the rows into one as high.
+
+    Each window is tapered across before its row is summed, each row down before the rows are.
+    """
     height, width = plan.start(plan.rows - 1) + plan.size, plan.start(plan.cols - 1) + plan.size
     total = torch.zeros(3, height, width)
     for row in range(plan.rows):
         strip = torch.zeros(3, plan.size, width)
         for col in range(plan.cols):
             across = torch.from_numpy(plan.weights(col, plan.cols, ramp))
-            down = torch.from_numpy(plan.weights(row, plan.rows, ramp))[:, None]
-            strip[:, :, plan.start(col) : plan.start(col) + plan.size] += logits[row, col] * across * down
-        total[:, plan.start(row) : plan.start(row) + plan.size] += strip
+            strip[:, :, plan.start(col) : plan.start(col) + plan.size] += logits[row, col] * across
+        down = torch.from_numpy(plan.weights(row, plan.rows, ramp))[:, None]
+        total[:, plan.start(row) : plan.start(row) + plan.size] += strip * down
     return total[:, : plan.geobox.shape[0], : plan.geobox.shape[1]]
 
 
@@ -74,7 +77,8 @@ def test_windows_over_nodata_may_be_left_out(seed: int, share: float, side: int)
         for row, col in plan.lattice(chunk):
             if (row, col) in missing:
                 continue
-            rows, cols, found = blender.add(row, col, logits[row, col].clone())
+            block = blender.add(row, col, logits[row, col].clone())
+            rows, cols, found = block.rows, block.cols, block.logits
             known = np.ones((70, 80), bool)
             for r, c in missing:
                 known[plan.start(r) : plan.start(r) + 16, plan.start(c) : plan.start(c) + 16] = False
@@ -86,7 +90,7 @@ def test_quantise_is_a_softmax_times_254() -> None:
     logits = torch.randn(4, 150, 30) * 3
     labels, confidence = torch.empty(2, 150, 30, dtype=torch.uint8)
     planes = torch.empty(4, 150, 30, dtype=torch.uint8)
-    assert torch.isfinite(quantise(logits, labels, confidence, planes))
+    assert torch.isfinite(quantise(logits, slice(0, 30), labels, confidence, planes))
     expected = logits.softmax(0)
     np.testing.assert_array_equal(labels, logits.argmax(0).numpy())
     assert np.abs(confidence.numpy() / 254 - expected.amax(0).numpy()).max() <= 0.5 / 254 + 1e-6
@@ -105,6 +109,6 @@ def test_the_first_of_equal_classes_wins() -> None:
 def test_values_that_are_not_finite_are_noticed(value: float) -> None:
     logits = torch.randn(3, 70, 20)
     labels = torch.empty(70, 20, dtype=torch.uint8)
-    assert torch.isfinite(quantise(logits, labels))
+    assert torch.isfinite(quantise(logits, slice(0, 20), labels))
     logits[1, 66, 3] = value
-    assert not torch.isfinite(quantise(logits, labels))
+    assert not torch.isfinite(quantise(logits, slice(0, 20), labels))

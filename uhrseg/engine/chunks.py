@@ -30,7 +30,7 @@ RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 _SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
-_TRIM_SECONDS = 2.0  # between two moments at which freed memory goes back to the system
+_TRIM_MB = 160  # of growth after which freed memory goes back to the system
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -139,8 +139,8 @@ class _Reader:
         job, plan, size = self.job, self.job.plan, self.job.plan.size
         across = plan.start(cols[-1]) - plan.start(cols[0])
         shape = (size, across + size)
-        asked = job.area.mask(plan.start(row), plan.start(cols[0]), shape)
-        if not asked.any():
+        asked = None if job.area.is_whole else job.area.mask(plan.start(row), plan.start(cols[0]), shape)
+        if asked is not None and not asked.any():
             return _Run(row, cols, [], asked, 0.0)
         local, valid = job.derived.read_native(shifted(plan.geobox, plan.start(row), plan.start(cols[0]), shape))
         context: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
@@ -149,7 +149,7 @@ class _Reader:
             cells = shifted(job.coarse.geobox, *corner, (size, across // plan.factor + size))
             values, seen = job.coarse.read(cells)
             context = fill(values, seen, job.coarse.padding), seen
-        asked &= valid
+        asked = valid if asked is None else asked & valid
         windows = list(self._cut(row, cols, local, context, valid, asked))
         return _Run(row, cols, windows, asked, time.perf_counter() - started)
 
@@ -211,7 +211,7 @@ def run_chunk(
         if pending is not None and pending.height:
             yield pending.strip(), reader.take_seconds()
         pending = planes
-        return_free_memory(_TRIM_SECONDS)
+        return_free_memory(_TRIM_MB)
     if pending is not None and pending.height:
         yield pending.strip(), reader.take_seconds()
 
@@ -265,7 +265,8 @@ class _Planes:
             slice(block.cols.start - self.cols.start, block.cols.stop - self.cols.start),
         )
         self._total += quantise(
-            block.logits,
+            block.window,
+            block.across,
             self._labels[inside],
             None if self._confidence is None else self._confidence[inside],
             None if self._probabilities is None else self._probabilities[:, *inside],

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import resource
 import sys
 import threading
-import time
 from pathlib import Path
 
 __all__ = ["Watch", "keep_free_memory", "peak_rss_mb", "resident_mb", "return_free_memory"]
 
 _STATM = Path("/proc/self/statm")
-_last_trim = 0.0
+_lowest_mb = math.inf  # resident since memory was last given back
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # numbers of glibc's malloc.h
 _KEPT = 128 << 20  # bytes at the end of the heap that glibc may keep: a batch with what the model makes of it
 _MAPPED = 32 << 20  # bytes from which on a block is mapped by itself; no larger number is accepted
 
@@ -65,30 +65,34 @@ def resident_mb() -> float:
 
 @functools.cache
 def keep_free_memory() -> None:
-    """Let glibc keep up to 128 MB of freed memory for the next batch; for the whole process, and once.
+    """Let glibc keep up to 128 MB of freed memory for the next batch, in one heap; for the whole process, and once.
 
     Left alone it gives the end of the heap back to the system whenever a window is done, and takes it again page by
-    page for the next one: a tenth of the CPU time of a run with a cheap network. Peak memory stays as it was.
+    page for the next one: a tenth of the CPU time of a run with a cheap network. Threads that start later share the
+    main heap: one of their own falls into pieces of 64 MB, which a few rows of windows fill with holes.
     """
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def return_free_memory(seconds: float = 0.0) -> None:
-    """Give freed memory back to the system, at most once in `seconds`: it costs some 20 ms, and pages are taken again.
+def return_free_memory(growth_mb: float = 0.0) -> None:
+    """Give freed memory back to the system, once this process has grown by `growth_mb` since it last did.
 
-    Only where the C library is glibc; elsewhere nothing needs doing.
-
-    glibc keeps freed blocks below 32 MB in the arena of each thread. Tensors of a few megabytes, made and freed in
-    several threads, leave holes there: 590 MB resident were measured where 232 MB were in use.
+    It costs some 20 ms, and as much again when the pages are taken back. Only where the C library is glibc; elsewhere
+    nothing needs doing. glibc keeps freed blocks below 32 MB, and tensors of a few megabytes leave holes.
     """
-    global _last_trim
+    global _lowest_mb
     libc = _glibc()
-    if libc is not None and time.monotonic() - _last_trim >= seconds:
+    if libc is None:
+        return
+    now = resident_mb()
+    _lowest_mb = min(_lowest_mb, now)
+    if now - _lowest_mb >= growth_mb:
         libc.malloc_trim(0)
-        _last_trim = time.monotonic()
+        _lowest_mb = resident_mb()
 
 
 @functools.cache

@@ -71,6 +71,11 @@ class Area:
         return self.rows.stop - self.rows.start, self.cols.stop - self.cols.start
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the scene."""
+        return self.shapes is None and self.shape == self.scene.shape
+
+    @property
     def key(self) -> str:
         """What tells this part from another one."""
         shapes = b"".join(shapely.to_wkb(s) for s in self.shapes or ())

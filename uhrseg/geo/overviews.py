@@ -70,12 +70,29 @@ def most_frequent(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     odd = pixels.shape[0] % 2, pixels.shape[1] % 2
     if any(odd):
         pixels = np.pad(pixels, ((0, odd[0]), (0, odd[1])), constant_values=NODATA)
-    a, b, c, d = (np.ascontiguousarray(pixels[y::2, x::2]) for y in (0, 1) for x in (0, 1))
-    winner = a.copy()  # of four different values, the first that counts
-    for later in (b, c, d):
-        np.copyto(winner, later, where=winner == NODATA)
+    largest = pixels.max()
+    if pixels.min() == largest:  # most squares of most maps
+        return np.full((pixels.shape[0] // 2, pixels.shape[1] // 2), largest)
+    a, b, c, d = _corners(pixels)
+    winner = a  # of four different values, the first that counts
+    if largest == NODATA:
+        for later in (b, c, d):
+            winner = _either(winner, later, winner == NODATA)
     # From the weakest claim to the strongest: a pair of the fourth, of the third and second, of the first and another.
-    np.copyto(winner, d, where=((d == b) | (d == c)) & (d != NODATA))
-    np.copyto(winner, b, where=(b == c) & (b != NODATA))
-    np.copyto(winner, a, where=((a == b) | (a == c)) & (a != NODATA))
-    return winner
+    winner = _either(winner, d, ((d == b) | (d == c)) & (d != NODATA))
+    winner = _either(winner, b, (b == c) & (b != NODATA))
+    return _either(winner, a, ((a == b) | (a == c)) & (a != NODATA))
+
+
+def _corners(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
+    """The four pixels of each 2 x 2 block, row by row: each (Y / 2, X / 2); as 16-bit pairs, twice as fast as slices."""
+    pairs = np.ascontiguousarray(pixels).view("<u2")  # (Y, X / 2), the left pixel in the low byte
+    return tuple(part.astype(np.uint8) for row in (pairs[0::2], pairs[1::2]) for part in (row & 0xFF, row >> 8))
+
+
+def _either(first: NDArray[np.uint8], second: NDArray[np.uint8], where: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """`second` where it says so, else `first`: bit by bit, ten times faster than a masked copy."""
+    chosen = np.negative(where.view(np.uint8))  # 0 or 255
+    chosen &= first ^ second
+    chosen ^= first
+    return chosen

@@ -40,6 +40,9 @@ PROBABILITY_SCALE = 1 / 254
 _BLOCK = 512
 """Side of the tiles in pixels: the default of GDAL's COG driver."""
 
+_LEVEL = 5
+"""Of deflate: two to three times faster than GDAL's 6 on class maps, which come out 3 to 18 % larger."""
+
 Region = tuple[int, int, int, int]  # row start, row stop, column start, column stop
 _GDAL_ERRORS = (OSError, RasterioError, CPLE_BaseError)
 
@@ -146,6 +149,7 @@ def write_cog(tiled_path: Path, path: Path, resampling: Literal["mode", "average
     """
     options: dict[str, Any] = {
         "compress": "DEFLATE",
+        "level": _LEVEL,
         "blocksize": _BLOCK,
         "overview_resampling": resampling,
         "predictor": "YES" if resampling == "average" else "NO",
