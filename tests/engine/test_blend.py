@@ -98,6 +98,17 @@ def test_quantise_is_a_softmax_times_254() -> None:
     assert planes.max() <= 254, "255 is nodata"
 
 
+@pytest.mark.parametrize("across", [slice(0, 30), slice(8, 40), slice(17, 22), slice(9, 9)])
+def test_columns_of_a_window_are_reduced_as_if_they_were_cut_out(across: slice) -> None:
+    """Few or many of them: on a CPU many are reduced with the whole rows they lie in."""
+    window = torch.randn(4, 50, 40)
+    width = across.stop - across.start
+    first, second = torch.empty(2, 6, 50, width, dtype=torch.uint8)
+    quantise(window, across, first[0], first[1], first[2:])
+    quantise(window[:, :, across].clone(), slice(0, width), second[0], second[1], second[2:])
+    assert torch.equal(first, second)
+
+
 def test_the_first_of_equal_classes_wins() -> None:
     logits = torch.randint(0, 3, (6, 40, 33)).float()
     best, winner = best_class(logits)

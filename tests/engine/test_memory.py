@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tests.rasters import terrain, threshold_card, write_raster
-from uhrseg.engine.memory import Watch, keep_free_memory, peak_rss_mb, return_free_memory
+from uhrseg.engine.memory import SteadyMemory, Watch, keep_free_memory, peak_rss_mb, resident_mb, return_free_memory
 from uhrseg.engine.predict import predict
 from uhrseg.models import SegOutput
 
@@ -22,6 +24,22 @@ def test_a_rise_of_memory_is_seen_though_it_was_given_back() -> None:
         del held
     assert 75 < memory.rise_mb < 130
     assert peak_rss_mb() > memory.rise_mb
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc keeps freed memory")
+def test_holes_are_given_back_once_they_have_grown() -> None:
+    keep_free_memory()
+    memory = SteadyMemory(60, seconds=0)
+    memory.settle()
+    level = resident_mb()
+    few = [np.ones(125_000) for _ in range(40)][::8]  # blocks of 1 MB: 35 MB of holes are left
+    memory.settle()
+    assert resident_mb() - level > 25
+    many = [np.ones(125_000) for _ in range(120)][::8]
+    assert resident_mb() - level > 60
+    memory.settle()
+    assert resident_mb() - level < 40, "20 MB are in use"
+    assert len(few) + len(many) == 20
 
 
 class _Hungry(torch.nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uhrseg.engine.blend import Blender, Block, quantise
 from uhrseg.engine.device import Runner
-from uhrseg.engine.memory import keep_free_memory, return_free_memory
+from uhrseg.engine.memory import SteadyMemory, keep_free_memory
 from uhrseg.geo.ahead import in_order
 from uhrseg.geo.area import Area
 from uhrseg.geo.bands import Derived, centred, fill
@@ -30,7 +30,7 @@ RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 _SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
-_TRIM_MB = 160  # of growth after which freed memory goes back to the system
+_HOLES_MB, _HOLES_SECONDS = 48, 2  # of growth of memory, and between two moments at which it is given back
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -193,6 +193,7 @@ def run_chunk(
     is set, it ends early. Raises `RunError` when the model gives values that are not finite.
     """
     keep_free_memory()
+    memory = SteadyMemory(_HOLES_MB, _HOLES_SECONDS)
     reader = _Reader(job, chunk)
     blender = Blender(job.plan, chunk, runner.classes, job.ramp, runner.device)
     results = _run(reader, runner, stop, tick)
@@ -211,7 +212,7 @@ def run_chunk(
         if pending is not None and pending.height:
             yield pending.strip(), reader.take_seconds()
         pending = planes
-        return_free_memory(_TRIM_MB)
+        memory.settle()
     if pending is not None and pending.height:
         yield pending.strip(), reader.take_seconds()
 

@@ -8,12 +8,12 @@ import math
 import resource
 import sys
 import threading
+import time
 from pathlib import Path
 
-__all__ = ["Watch", "keep_free_memory", "peak_rss_mb", "resident_mb", "return_free_memory"]
+__all__ = ["SteadyMemory", "Watch", "keep_free_memory", "peak_rss_mb", "resident_mb", "return_free_memory"]
 
 _STATM = Path("/proc/self/statm")
-_lowest_mb = math.inf  # resident since memory was last given back
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # numbers of glibc's malloc.h
 _KEPT = 128 << 20  # bytes at the end of the heap that glibc may keep: a batch with what the model makes of it
@@ -78,21 +78,38 @@ def keep_free_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def return_free_memory(growth_mb: float = 0.0) -> None:
-    """Give freed memory back to the system, once this process has grown by `growth_mb` since it last did.
+def return_free_memory() -> None:
+    """Give freed memory back to the system; it costs some 20 ms, and as much again when the pages are taken back.
 
-    It costs some 20 ms, and as much again when the pages are taken back. Only where the C library is glibc; elsewhere
-    nothing needs doing. glibc keeps freed blocks below 32 MB, and tensors of a few megabytes leave holes.
+    Only where the C library is glibc; elsewhere nothing needs doing. glibc keeps freed blocks below 32 MB, and tensors
+    of a few megabytes leave holes.
     """
-    global _lowest_mb
     libc = _glibc()
-    if libc is None:
-        return
-    now = resident_mb()
-    _lowest_mb = min(_lowest_mb, now)
-    if now - _lowest_mb >= growth_mb:
+    if libc is not None:
         libc.malloc_trim(0)
-        _lowest_mb = resident_mb()
+
+
+class SteadyMemory:
+    """Keeps resident memory at the level that some repeated work needs: `settle` is called after each round of it.
+
+    Free memory goes back when this is made, and when holes have added `growth_mb` to the lowest level seen since, at
+    most once in `seconds`: work that takes the pages back at once would be held up by it.
+    """
+
+    def __init__(self, growth_mb: float, seconds: float) -> None:
+        self.growth_mb = growth_mb
+        self.seconds = seconds
+        self._level_mb = math.inf
+        self._returned = time.monotonic()
+        return_free_memory()
+
+    def settle(self) -> None:
+        """Compare with the level, and give free memory back if there is too much of it."""
+        now = resident_mb()
+        self._level_mb = min(self._level_mb, now)
+        if now - self._level_mb > self.growth_mb and time.monotonic() - self._returned >= self.seconds:
+            return_free_memory()
+            self._returned = time.monotonic()
 
 
 @functools.cache

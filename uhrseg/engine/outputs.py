@@ -21,7 +21,7 @@ from uhrseg.card import ModelCard
 from uhrseg.engine.chunks import Strip
 from uhrseg.engine.device import Runner
 from uhrseg.engine.journal import Partials, lock, work_folder
-from uhrseg.engine.memory import peak_rss_mb
+from uhrseg.engine.memory import peak_rss_mb, return_free_memory
 from uhrseg.errors import InputError
 from uhrseg.geo.area import Area
 from uhrseg.geo.mosaic import write_mosaic
@@ -191,6 +191,7 @@ class Outputs:
     def finish(self) -> None:
         """Make every output from the chunks and give each its name; what was done twice ends the same."""
         self.partials.finishing()
+        return_free_memory()  # what the model left is no use to polygons
         started = time.perf_counter()
         labels = self._mosaic("labels", self.legend)
         for path in self.vectors:

@@ -85,7 +85,7 @@ def most_frequent(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _corners(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-    """The four pixels of each 2 x 2 block, row by row: each (Y / 2, X / 2); as 16-bit pairs, twice as fast as slices."""
+    """The four pixels of each 2 x 2 block, row by row: each (Y / 2, X / 2); by 16-bit pairs, twice as fast."""
     pairs = np.ascontiguousarray(pixels).view("<u2")  # (Y, X / 2), the left pixel in the low byte
     return tuple(part.astype(np.uint8) for row in (pairs[0::2], pairs[1::2]) for part in (row & 0xFF, row >> 8))
 
