@@ -37,6 +37,7 @@ from uhrseg.geo.bands import Derived, fill
 from uhrseg.geo.coarse import build_coarse
 from uhrseg.geo.scene import Scene
 from uhrseg.legend import NODATA
+from uhrseg.models import SegOutput
 
 CPU = torch.device("cpu")
 
@@ -151,6 +152,26 @@ def test_a_network_equals_a_naive_full_buffer(networks: Any) -> None:
     # Windows without a valid pixel are not run: they only cover nodata.
     expected = full_buffer_of(plan, logits, prediction._ramp).argmax(0).numpy()
     np.testing.assert_array_equal(prediction.labels.values, np.where(valid, expected, NODATA))
+
+
+class _Echo(torch.nn.Module):
+    strategy = "single"
+
+    def forward(
+        self, local: torch.Tensor, context: torch.Tensor | None = None, with_context_logits: bool | None = None
+    ) -> SegOutput:
+        """Its own input as logits."""
+        return SegOutput(local)
+
+
+def test_logits_are_the_callers_own() -> None:
+    """The next call writes to the memory of its inputs again, which the simplest model gives back."""
+    card = threshold_card((300.0,))
+    run = Runner(_Echo(), card, CPU, "fp32", 1)
+    first = run([np.ones((1, 8, 8), dtype=np.uint8)], None)
+    before = first.clone()
+    run([np.zeros((1, 8, 8), dtype=np.float32)], None)
+    assert torch.equal(first, before)
 
 
 def full_buffer_of(plan: Any, logits: dict, ramp: np.ndarray) -> torch.Tensor:

@@ -30,7 +30,7 @@ RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 _SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
-_HOLES_MB, _HOLES_SECONDS = 48, 2  # of growth of memory, and between two moments at which it is given back
+_memory = SteadyMemory(growth_mb=48, seconds=2)  # of this process, whatever it predicts
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
@@ -193,7 +193,6 @@ def run_chunk(
     is set, it ends early. Raises `RunError` when the model gives values that are not finite.
     """
     keep_free_memory()
-    memory = SteadyMemory(_HOLES_MB, _HOLES_SECONDS)
     reader = _Reader(job, chunk)
     blender = Blender(job.plan, chunk, runner.classes, job.ramp, runner.device)
     results = _run(reader, runner, stop, tick)
@@ -212,7 +211,7 @@ def run_chunk(
         if pending is not None and pending.height:
             yield pending.strip(), reader.take_seconds()
         pending = planes
-        memory.settle()
+        _memory.settle()
     if pending is not None and pending.height:
         yield pending.strip(), reader.take_seconds()
 

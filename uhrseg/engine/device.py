@@ -90,6 +90,7 @@ class Runner:
         self.device = device
         self.precision = precision
         self.classes = len(card.legend)
+        self._batches: dict[int, Tensor] = {}  # on a CPU the inputs of every call, by scale: 0 local, 1 context
         self._clock = _Clock(device)
         self._lock = threading.Lock()
         self._mean = torch.tensor([b.mean for b in card.input.band], device=device).view(-1, 1, 1)
@@ -120,9 +121,14 @@ class Runner:
         not finite: to look here would wait for the device.
         """
         with self._lock, torch.inference_mode(), self._clock:
-            logits = self._forward(self._scaled(local), None if context is None else self._scaled(context))
-            logits = logits[: len(local)]
-            return logits.clone() if self._recorded else logits  # a recorded call writes over its last
+            inputs = self._scaled(local, 0), None if context is None else self._scaled(context, 1)
+            logits = self._forward(*inputs)[: len(local)]
+            return logits.clone() if self._is_reused(logits) else logits
+
+    def _is_reused(self, logits: Tensor) -> bool:
+        """Whether the next call writes over them: over what was recorded, or inputs that a trivial model gives back."""
+        held = logits.untyped_storage().data_ptr()
+        return self._recorded or any(held == b.untyped_storage().data_ptr() for b in self._batches.values())
 
     def _logits(self, local: Tensor, context: Tensor | None) -> Tensor:
         with self.autocast():
@@ -133,18 +139,30 @@ class Runner:
         if not torch.isfinite(total):
             raise RunError(f"the model gave values that are not finite in {self.precision}: try --precision fp32")
 
-    def _scaled(self, windows: Sequence[NDArray[Any]]) -> Tensor:
-        raw = self._on_device([*windows, *[windows[-1]] * (self.batch_size - len(windows))])
+    def _scaled(self, windows: Sequence[NDArray[Any]], scale: int) -> Tensor:
+        """Windows (C, S, S) as one full batch (B, C, S, S) on the device, scaled as the card says."""
+        full = [*windows, *[windows[-1]] * (self.batch_size - len(windows))]
+        if self.device.type == "cpu":
+            return self._scaled_in_place(full, scale)
+        raw = self._on_device(full)
         # Not in place on what the reader still shares between windows; in place on what is ours.
         scaled = raw - self._mean if raw.dtype == torch.float32 else raw.to(torch.float32).sub_(self._mean)
         scaled.mul_(self._scale)
         return scaled if self._layout is None else scaled.contiguous(memory_format=self._layout)
 
+    def _scaled_in_place(self, windows: Sequence[NDArray[Any]], scale: int) -> Tensor:
+        """The same in memory that the next call at this scale uses again: one window after the other, in the cache."""
+        shape = (len(windows), *windows[0].shape)
+        if scale not in self._batches or self._batches[scale].shape != shape:
+            self._batches[scale] = torch.empty(shape)
+        for place, window in zip(self._batches[scale], windows, strict=True):
+            place.copy_(torch.from_numpy(window)).sub_(self._mean).mul_(self._scale)
+        return self._batches[scale]
+
     def _on_device(self, windows: Sequence[NDArray[Any]]) -> Tensor:
-        """Windows (C, S, S) as one batch (B, C, S, S); copied once on their way, on a CPU a single one not at all."""
+        """Windows (C, S, S) as one batch (B, C, S, S), copied once on their way."""
         if self.device.type != "cuda":
-            batch = windows[0][np.newaxis] if len(windows) == 1 else np.stack(windows)
-            return torch.from_numpy(batch).to(self.device)
+            return torch.from_numpy(np.stack(windows)).to(self.device)
         kind = torch.from_numpy(np.empty(0, np.result_type(*windows))).dtype
         pinned = torch.empty((len(windows), *windows[0].shape), dtype=kind, pin_memory=True)
         np.stack(windows, out=pinned.numpy())

@@ -92,8 +92,8 @@ def return_free_memory() -> None:
 class SteadyMemory:
     """Keeps resident memory at the level that some repeated work needs: `settle` is called after each round of it.
 
-    Free memory goes back when this is made, and when holes have added `growth_mb` to the lowest level seen since, at
-    most once in `seconds`: work that takes the pages back at once would be held up by it.
+    Free memory goes back when holes have added `growth_mb` to the lowest level seen, at most once in `seconds`: work
+    that takes the pages back at once would be held up by it.
     """
 
     def __init__(self, growth_mb: float, seconds: float) -> None:
@@ -101,7 +101,6 @@ class SteadyMemory:
         self.seconds = seconds
         self._level_mb = math.inf
         self._returned = time.monotonic()
-        return_free_memory()
 
     def settle(self) -> None:
         """Compare with the level, and give free memory back if there is too much of it."""

@@ -191,7 +191,8 @@ class Outputs:
     def finish(self) -> None:
         """Make every output from the chunks and give each its name; what was done twice ends the same."""
         self.partials.finishing()
-        return_free_memory()  # what the model left is no use to polygons
+        if self.vectors:
+            return_free_memory()  # what the model left is no use to polygons
         started = time.perf_counter()
         labels = self._mosaic("labels", self.legend)
         for path in self.vectors:
