@@ -30,7 +30,7 @@ RUN = 8
 """Neighbouring windows read at once: their shared pixels are read once, and memory stays small on wide chunks."""
 
 _SMALLEST_CACHE = 32 << 20  # the coarse pass reads blocks of some 16 MB, and their masks after them
-_memory = SteadyMemory(growth_mb=48, seconds=2)  # of this process, whatever it predicts
+_memory = SteadyMemory(growth_mb=48, seconds=10)  # of this process, whatever it predicts
 _OTHER_BLOCKS = 16 << 20  # bytes of results on their way to their files
 
 
