@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uhrseg.legend import Legend
     from uhrseg.recipe import Recipe
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 __all__ = [
     "InputError",
