@@ -21,7 +21,7 @@ import torch
 from distributed import Client, LocalCluster
 
 from uhrseg.benchmark.throughput import make_source, relay_model
-from uhrseg.engine.device import resolve_precision
+from uhrseg.engine.device import Runner, resolve_precision
 from uhrseg.engine.predict import predict
 
 _CALLS = 30  # of the bare model: as long as a few chunks
@@ -29,14 +29,13 @@ _CALLS = 30  # of the bare model: as long as a few chunks
 
 def bare(trunk: str, calls: int) -> float:
     """Seconds for `calls` batches of four window pairs, after one that is not counted; run on a worker."""
-    module, _ = relay_model(trunk, 3)
-    batch = torch.randn(4, 3, 256, 256)
-    bf16 = resolve_precision("auto", torch.device("cpu")) == "bf16"
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        module(batch, batch, False)
+    cpu, batch = torch.device("cpu"), torch.randn(4, 3, 256, 256)
+    runner = Runner(*relay_model(trunk, 3), cpu, resolve_precision("auto", cpu), len(batch))
+    with torch.inference_mode(), runner.autocast():
+        runner.model(batch, batch, False)
         started = time.perf_counter()
         for _ in range(calls):
-            module(batch, batch, False)
+            runner.model(batch, batch, False)
     return time.perf_counter() - started
 
 

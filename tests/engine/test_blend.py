@@ -55,7 +55,7 @@ def test_equals_a_full_buffer_for_any_chunk(
         for row, col in plan.lattice(chunk):
             block = blender.add(row, col, logits[row, col].clone())
             assert torch.isnan(found[:, block.rows, block.cols]).all(), "finished once"
-            found[:, block.rows, block.cols] = block.logits
+            found[:, block.rows, block.cols] = block.window[:, :, block.across]
         assert torch.equal(found[:, chunk.rows, chunk.cols], expected[:, chunk.rows, chunk.cols])
 
 
@@ -78,7 +78,7 @@ def test_windows_over_nodata_may_be_left_out(seed: int, share: float, side: int)
             if (row, col) in missing:
                 continue
             block = blender.add(row, col, logits[row, col].clone())
-            rows, cols, found = block.rows, block.cols, block.logits
+            rows, cols, found = block.rows, block.cols, block.window[:, :, block.across]
             known = np.ones((70, 80), bool)
             for r, c in missing:
                 known[plan.start(r) : plan.start(r) + 16, plan.start(c) : plan.start(c) + 16] = False

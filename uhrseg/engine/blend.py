@@ -32,11 +32,6 @@ class Block(NamedTuple):
     window: Tensor  # (C, Y, S); other columns hold what is of no use
     across: slice
 
-    @property
-    def logits(self) -> Tensor:
-        """The blended logits (C, Y, X)."""
-        return self.window[:, :, self.across]
-
 
 class Blender:
     """Blends the windows of one chunk, given row by row, left to right.

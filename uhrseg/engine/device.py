@@ -144,10 +144,7 @@ class Runner:
         full = [*windows, *[windows[-1]] * (self.batch_size - len(windows))]
         if self.device.type == "cpu":
             return self._scaled_in_place(full, scale)
-        raw = self._on_device(full)
-        # Not in place on what the reader still shares between windows; in place on what is ours.
-        scaled = raw - self._mean if raw.dtype == torch.float32 else raw.to(torch.float32).sub_(self._mean)
-        scaled.mul_(self._scale)
+        scaled = self._on_device(full).to(torch.float32).sub_(self._mean).mul_(self._scale)
         return scaled if self._layout is None else scaled.contiguous(memory_format=self._layout)
 
     def _scaled_in_place(self, windows: Sequence[NDArray[Any]], scale: int) -> Tensor:

@@ -244,7 +244,8 @@ class Prediction:
     ) -> float:
         """Run chunks over dask's threads, a single worker in this one: seconds spent reading (beside the model's work).
 
-        The heap of the main thread is one piece, that of any other falls into pieces of 64 MB, given back when empty.
+        The heap of the main thread is one piece, that of a thread that was here before `keep_free_memory` falls into
+        pieces of 64 MB, given back when empty.
         """
         stop, counter = threading.Event(), _Counter(self._windows(chunks), progress)
 

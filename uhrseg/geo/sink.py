@@ -41,7 +41,7 @@ _BLOCK = 512
 """Side of the tiles in pixels: the default of GDAL's COG driver."""
 
 _LEVEL = 5
-"""Of deflate: two to three times faster than GDAL's 6 on class maps, which come out 3 to 18 % larger."""
+"""Of deflate: on class maps 1.5 to 3 times faster than GDAL's 6, files 3 to 18 % larger; probabilities 1.3 and 7 %."""
 
 Region = tuple[int, int, int, int]  # row start, row stop, column start, column stop
 _GDAL_ERRORS = (OSError, RasterioError, CPLE_BaseError)
